@@ -1,0 +1,176 @@
+"""The one place that opens a checkpoint file, and the one place that writes.
+
+Reading: only regular files, only inside the folder that was asked for (the cache of huggingface_hub, whose files are
+links into `blobs/`, is the one exception), nothing trusted before its size is known. Writing: a temporary sibling,
+fsync, rename, fsync of the directory, so that a reader finds the old file or the new one and never a half.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from distilbert.errors import CheckpointError, Kind, escape
+
+MAX_JSON_BYTES = 32 << 20  # a tokenizer.json of 120 000 tokens takes 6 MiB
+
+_KNOWN_STARTS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the file itself: run `git lfs pull`"),
+    (b"<!DOCTYPE", "an HTML page, not a checkpoint: download the file itself"),
+    (b"<!doctype", "an HTML page, not a checkpoint: download the file itself"),
+    (b"<html", "an HTML page, not a checkpoint: download the file itself"),
+    (b"PK\x03\x04", "a zip archive (PyTorch's layout)"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"\x80", "a pickle or MessagePack file"),
+)
+
+
+def what_is(start: bytes) -> str:
+    """What a file with these first bytes is, for error messages."""
+    if not start:
+        return "an empty file"
+    for magic, description in _KNOWN_STARTS:
+        if start.startswith(magic):
+            return description
+    if start[8:9] == b"{":
+        return "a safetensors file"
+    return "a file of another kind"
+
+
+def open_checked(path: Path) -> BinaryIO:
+    """Open the regular file `path` for reading.
+
+    Raises:
+        CheckpointError: NotFound, NotRegularFile (directory, device, pipe), UnsafeLink (a link out of its folder).
+    """
+    real = Path(os.path.realpath(path))
+    if not _contained(path, real):
+        raise CheckpointError(path, "UnsafeLink", f"is a link to {real}, outside its folder; put a copy there instead")
+    try:
+        descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise CheckpointError(path, "NotFound", "there is no such file") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CheckpointError(path, "NotRegularFile", "is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def _contained(path: Path, real: Path) -> bool:
+    """Whether `real`, what `path` resolves to, lies in the folder of `path` or in the hub cache's blobs beside it."""
+    folder = Path(os.path.realpath(path.parent))
+    if real.parent == folder:
+        return True
+    snapshot = folder if folder.parent.name == "snapshots" else folder.parent
+    return snapshot.parent.name == "snapshots" and real.parent == snapshot.parent.parent / "blobs"
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The whole of a small file of at most `limit` bytes."""
+    with open_checked(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise CheckpointError(path, "ResourceLimit", f"has {size} bytes, more than the {limit} allowed here")
+        return file.read(limit + 1)
+
+
+def read_exactly(path: Path, file: BinaryIO, count: int) -> bytes:
+    """`count` bytes from here on, or a Truncated error."""
+    data = file.read(count)
+    if len(data) != count:
+        raise CheckpointError(path, "Truncated", f"ends {count - len(data)} bytes too early; copy or download it again")
+    return data
+
+
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """A JSON object from a file: UTF-8, no duplicate keys, no NaN, bounded size."""
+    return parse_json(read_bytes(path, limit), path)
+
+
+def parse_json(data: bytes, path: str | os.PathLike[str], kind: Kind = "HeaderInvalid") -> dict[str, Any]:
+    """A JSON object from bytes, under the same rules; `path` and `kind` go into the error."""
+    try:
+        value: Any = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise CheckpointError(path, kind, f"is not UTF-8 text (byte {error.start}): it is {what_is(data[:64])}") from None
+    except json.JSONDecodeError as error:
+        found = f"; it is {what_is(data[:64])}" if data[:1] != b"{" else ""
+        raise CheckpointError(path, kind, f"is not valid JSON (line {error.lineno}: {error.msg}){found}") from None
+    except RecursionError:
+        raise CheckpointError(path, "ResourceLimit", "is JSON nested too deeply") from None
+    except ValueError as error:  # a constant, a duplicate key, a number of thousands of digits
+        message = escape(str(error), 200)
+        raise CheckpointError(path, "DuplicateName" if "twice" in message else kind, message) from None
+    if not isinstance(value, dict):
+        raise CheckpointError(path, kind, f"holds a JSON {type(value).__name__}, not an object")
+    return value  # pyright: ignore[reportUnknownVariableType]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"names {next(n for n in names if names.count(n) > 1)!r} twice")
+    return result
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"holds the number {text}, which JSON does not have")
+
+
+@contextlib.contextmanager
+def write_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path` to write to; on success it takes the place of `path`, on error it is gone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling folder to fill; on success it becomes `path`, on error nothing is left.
+
+    Raises:
+        CheckpointError: DestinationExists when `path` exists and is not an empty folder: nothing is ever overwritten.
+    """
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+        raise CheckpointError(path, "DestinationExists", "exists already; choose a new folder or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for entry in [*temporary.rglob("*"), temporary]:
+            _sync(entry)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any, *, sort_keys: bool = False) -> None:
+    """Write `value` as indented JSON with a final newline, all or nothing."""
+    text = json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False) + "\n"
+    with write_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
