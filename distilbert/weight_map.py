@@ -1,0 +1,304 @@
+"""THE table: the name, shape and orientation of every tensor in every layout.
+
+The canonical form of a tensor is its released PyTorch name and orientation, for example
+`distilbert.transformer.layer.0.ffn.lin1.weight` of (hidden_dim, dim). A layout says how a checkpoint, or a framework's
+module tree, spells it: a few leaf names, a separator, and the axes in which it stores a matrix. Names are looked up
+exactly; nothing here parses or guesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from distilbert.config import DistilBertConfig
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Leaf = Literal["weight", "bias"]
+Kind = Literal["embedding", "norm", "dense"]
+Size = str | int  # a config field, or a number
+
+BASE = "distilbert."
+
+
+@dataclass(frozen=True)
+class Module:
+    """A row: a module's canonical name, its kind, the shape of its weight, and its foreign names where they differ."""
+
+    name: str
+    kind: Kind
+    shape: tuple[Size, ...]
+    bert: str = ""  # in BERT checkpoints; "" where BERT has no such module
+    tf_weight: str = ""  # leaf name in TensorFlow files where it breaks their own rule
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """The tensors of this module."""
+        return ("weight",) if self.kind == "embedding" else ("weight", "bias")
+
+
+EMBEDDINGS = (
+    Module("distilbert.embeddings.word_embeddings", "embedding", ("vocab_size", "dim"), "embeddings.word_embeddings", "weight"),
+    Module("distilbert.embeddings.position_embeddings", "embedding", ("max_position_embeddings", "dim"), "embeddings.position_embeddings"),
+    Module("distilbert.embeddings.LayerNorm", "norm", ("dim",), "embeddings.LayerNorm"),
+)  # fmt: skip
+BLOCK = (  # * is the number of the layer
+    Module("distilbert.transformer.layer.*.attention.q_lin", "dense", ("attention_dim", "dim"), "encoder.layer.*.attention.self.query"),
+    Module("distilbert.transformer.layer.*.attention.k_lin", "dense", ("attention_dim", "dim"), "encoder.layer.*.attention.self.key"),
+    Module("distilbert.transformer.layer.*.attention.v_lin", "dense", ("attention_dim", "dim"), "encoder.layer.*.attention.self.value"),
+    Module("distilbert.transformer.layer.*.attention.out_lin", "dense", ("dim", "attention_dim"), "encoder.layer.*.attention.output.dense"),
+    Module("distilbert.transformer.layer.*.sa_layer_norm", "norm", ("dim",), "encoder.layer.*.attention.output.LayerNorm"),
+    Module("distilbert.transformer.layer.*.ffn.lin1", "dense", ("hidden_dim", "dim"), "encoder.layer.*.intermediate.dense"),
+    Module("distilbert.transformer.layer.*.ffn.lin2", "dense", ("dim", "hidden_dim"), "encoder.layer.*.output.dense"),
+    Module("distilbert.transformer.layer.*.output_layer_norm", "norm", ("dim",), "encoder.layer.*.output.LayerNorm"),
+)  # fmt: skip
+ABOVE = (
+    Module("vocab_transform", "dense", ("dim", "dim")),
+    Module("vocab_layer_norm", "norm", ("dim",)),
+    Module("vocab_projector", "dense", ("vocab_size", "dim")),
+    Module("pre_classifier", "dense", ("dim", "dim")),
+    Module("classifier", "dense", ("num_labels", "dim")),
+    Module("qa_outputs", "dense", (2, "dim")),
+)
+
+WORD_EMBEDDINGS = f"{EMBEDDINGS[0].name}.weight"
+POSITION_EMBEDDINGS = f"{EMBEDDINGS[1].name}.weight"
+TIED_PROJECTOR = "vocab_projector.weight"  # the same numbers as WORD_EMBEDDINGS while tie_word_embeddings
+
+
+@dataclass(frozen=True)
+class Head:
+    """The modules that a class has above the encoder, its model's name in TensorFlow files, and sizes that it fixes."""
+
+    modules: tuple[str, ...] = ()
+    tf_name: str = "tf_distil_bert_model"
+    sizes: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+HEADS: dict[str, Head] = {
+    "DistilBertModel": Head(),
+    "DistilBertForMaskedLM": Head(
+        ("vocab_transform", "vocab_layer_norm", "vocab_projector"), "tf_distil_bert_for_masked_lm"
+    ),
+    "DistilBertForSequenceClassification": Head(
+        ("pre_classifier", "classifier"), "tf_distil_bert_for_sequence_classification"
+    ),
+    "DistilBertForQuestionAnswering": Head(("qa_outputs",), "tf_distil_bert_for_question_answering"),
+    "DistilBertForTokenClassification": Head(("classifier",), "tf_distil_bert_for_token_classification"),
+    "DistilBertForMultipleChoice": Head(
+        ("pre_classifier", "classifier"), "tf_distil_bert_for_multiple_choice", {"num_labels": 1}
+    ),
+    "DistilBertForSentenceEmbedding": Head(),
+}
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How a layout spells one leaf: its name, and its axes in terms of the canonical ones."""
+
+    name: str
+    axes: tuple[int, ...] = ()  # () keeps the orientation
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a checkpoint dialect or a module tree names and turns tensors."""
+
+    name: str
+    leaves: Mapping[tuple[Kind, Leaf], Spelling]
+    separator: str = "."
+    layer: str = "layer."  # what stands between `transformer` and the layer's number
+    suffix: str = ""
+    column: Literal["", "bert"] = ""  # the column of the table that holds this layout's names
+    headless_base: str = BASE  # prefix of the encoder in a checkpoint without a head
+
+
+_TRANSPOSED = (1, 0)
+_SAME: dict[tuple[Kind, Leaf], Spelling] = {
+    ("embedding", "weight"): Spelling("weight"),
+    ("norm", "weight"): Spelling("weight"),
+    ("norm", "bias"): Spelling("bias"),
+    ("dense", "weight"): Spelling("weight"),
+    ("dense", "bias"): Spelling("bias"),
+}
+_KERAS: dict[tuple[Kind, Leaf], Spelling] = {
+    ("embedding", "weight"): Spelling("embeddings"),
+    ("norm", "weight"): Spelling("gamma"),
+    ("norm", "bias"): Spelling("beta"),
+    ("dense", "weight"): Spelling("kernel", _TRANSPOSED),
+    ("dense", "bias"): Spelling("bias"),
+}
+_FLAX: dict[tuple[Kind, Leaf], Spelling] = {
+    ("embedding", "weight"): Spelling("embedding"),
+    ("norm", "weight"): Spelling("scale"),
+    ("norm", "bias"): Spelling("bias"),
+    ("dense", "weight"): Spelling("kernel", _TRANSPOSED),
+    ("dense", "bias"): Spelling("bias"),
+}
+
+PT = Layout("pt", _SAME)
+TF = Layout("tf", _KERAS, separator="/", layer="layer_._", suffix=":0")
+FLAX = Layout("flax", _FLAX, headless_base="")
+BERT = Layout("bert", _SAME, column="bert")
+KERAS = Layout("keras", _KERAS)  # attributes of distilbert.tf's modules, which are named as in PyTorch
+LAYOUTS = {layout.name: layout for layout in (PT, TF, FLAX, BERT, KERAS)}
+
+def _with_and_without(prefix: str, reasons: Mapping[str, str]) -> dict[str, str]:
+    return {start + name: why for name, why in reasons.items() for start in ("", prefix)}
+
+
+# Tensors that a checkpoint of a layout may hold beside the weights, by exact name, and why they are not needed.
+_BUFFER = {"embeddings.position_ids": "a buffer, not a weight"}
+TOKEN_TYPE_EMBEDDINGS = "embeddings.token_type_embeddings.weight"  # noqa: S105 - a tensor's name
+NOT_WEIGHTS: dict[str, dict[str, str]] = {
+    PT.name: _with_and_without(BASE, _BUFFER),
+    TF.name: {},
+    FLAX.name: {},
+    BERT.name: _with_and_without(
+        "bert.",
+        {
+            **_BUFFER,
+            TOKEN_TYPE_EMBEDDINGS: "row 0 is folded into the position table",
+            "pooler.dense.weight": "DistilBERT has no pooler",
+            "pooler.dense.bias": "DistilBERT has no pooler",
+        },
+    )
+    | dict.fromkeys(("cls.seq_relationship.weight", "cls.seq_relationship.bias"), "next-sentence head")
+    | dict.fromkeys(
+        (
+            "cls.predictions.bias",
+            "cls.predictions.decoder.weight",
+            "cls.predictions.decoder.bias",
+            "cls.predictions.transform.dense.weight",
+            "cls.predictions.transform.dense.bias",
+            "cls.predictions.transform.LayerNorm.weight",
+            "cls.predictions.transform.LayerNorm.bias",
+            "cls.predictions.transform.LayerNorm.gamma",
+            "cls.predictions.transform.LayerNorm.beta",
+        ),
+        "masked-LM head; only the encoder is converted",
+    ),
+}
+_OLD_NORM_LEAVES: dict[Leaf, str] = {"weight": "gamma", "bias": "beta"}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a model: canonical name and shape, and how to spell it elsewhere."""
+
+    module: Module
+    leaf: Leaf
+    layer: int | None
+    shape: tuple[int, ...]
+
+    @property
+    def module_name(self) -> str:
+        """Canonical name of the module that owns the tensor."""
+        return self.module.name if self.layer is None else self.module.name.replace("*", str(self.layer))
+
+    @property
+    def name(self) -> str:
+        """Canonical name."""
+        return f"{self.module_name}.{self.leaf}"
+
+    def spelling(self, layout: Layout) -> Spelling:
+        """Leaf name and axes in `layout`."""
+        if layout is TF and self.leaf == "weight" and self.module.tf_weight:
+            return Spelling(self.module.tf_weight)
+        return layout.leaves[self.module.kind, self.leaf]
+
+    def stored_name(self, layout: Layout, *, headless: bool = False) -> str:
+        """The name under which a checkpoint of `layout` holds this tensor; `headless` when it has no head."""
+        base = layout.headless_base if headless else BASE
+        return self._joined(layout, base, self.spelling(layout).name)
+
+    def accepted_names(self, layout: Layout) -> Iterator[str]:
+        """Every name under which a checkpoint may hold it: with and without the base prefix, old norm names too."""
+        if layout.column == "bert" and not self.module.bert:
+            return
+        leaves = [self.spelling(layout).name]
+        if self.module.kind == "norm" and layout.leaves is _SAME:
+            leaves.append(_OLD_NORM_LEAVES[self.leaf])
+        for leaf in leaves:
+            for base in ("bert.", "") if layout.column == "bert" else (BASE, ""):
+                yield self._joined(layout, base, leaf)
+
+    def _joined(self, layout: Layout, base: str, leaf: str) -> str:
+        name = self.module.bert if layout.column == "bert" else self.module.name.removeprefix(BASE)
+        prefix = base if layout.column == "bert" or self.module.name.startswith(BASE) else ""
+        number = "" if self.layer is None else str(self.layer)
+        path = f"{prefix}{name}.{leaf}".replace(".", layout.separator)
+        return path.replace(f"layer{layout.separator}*", f"{layout.layer}{number}") + layout.suffix
+
+    def stored_shape(self, layout: Layout) -> tuple[int, ...]:
+        """The shape in the orientation of `layout`."""
+        axes = self.spelling(layout).axes
+        return tuple(self.shape[axis] for axis in axes) if axes else self.shape
+
+    def to_layout(self, canonical: Array, layout: Layout) -> Array:
+        """The canonical array in the orientation of `layout`."""
+        axes = self.spelling(layout).axes
+        return canonical.transpose(axes) if axes else canonical
+
+    def from_layout(self, stored: Array, layout: Layout) -> Array:
+        """An array of `layout` in canonical orientation: the inverse of `to_layout`."""
+        axes = self.spelling(layout).axes
+        return stored.transpose(np.argsort(axes)) if axes else stored
+
+
+def tensor_specs(config: DistilBertConfig, head: str = "DistilBertModel") -> dict[str, TensorSpec]:
+    """Every tensor of the class `head` under `config`, by canonical name, in canonical order."""
+    modules, sizes = HEADS[head].modules, HEADS[head].sizes
+    return _specs(config, [module for module in ABOVE if module.name in modules], sizes)
+
+
+def all_specs(config: DistilBertConfig) -> dict[str, TensorSpec]:
+    """Every tensor that any class may have: what a checkpoint may reasonably hold."""
+    return _specs(config, ABOVE, {})
+
+
+def _specs(config: DistilBertConfig, above: Sequence[Module], sizes: Mapping[str, int]) -> dict[str, TensorSpec]:
+    blocks = [(module, layer) for layer in range(config.n_layers) for module in BLOCK]
+    rows = [*((module, None) for module in EMBEDDINGS), *blocks, *((module, None) for module in above)]
+    specs = (TensorSpec(m, leaf, layer, _shape(m, leaf, layer, config, sizes)) for m, layer in rows for leaf in m.leaves)
+    return {spec.name: spec for spec in specs}
+
+
+def _shape(
+    module: Module, leaf: Leaf, layer: int | None, config: DistilBertConfig, sizes: Mapping[str, int]
+) -> tuple[int, ...]:
+    pruned = 0 if layer is None else len(config.pruned_heads.get(layer, ()))
+    known = {"attention_dim": (config.n_heads - pruned) * config.head_dim, **sizes}
+    shape = tuple(s if isinstance(s, int) else known.get(s) or int(getattr(config, s)) for s in module.shape)
+    return shape if leaf == "weight" else shape[:1]
+
+
+def h5_paths(spec: TensorSpec, head: str) -> list[str]:
+    """Where a tf_model.h5 of the class `head` holds the tensor: LAYER_GROUP/model/name.
+
+    The reference's masked LM nests the tied embeddings in its projector, so its files hold them twice.
+    """
+    name = spec.stored_name(TF)
+    groups = [name.split("/", 1)[0]]
+    if "vocab_projector" in HEADS[head].modules and spec.module in EMBEDDINGS:
+        groups.append("vocab_projector")
+    return [f"{group}/{HEADS[head].tf_name}/{name}" for group in groups]
+
+
+def from_h5_path(path: str) -> str:
+    """The TensorFlow name in a path of a tf_model.h5: what stands after the layer's group and the model's name."""
+    return path.split("/", 2)[-1]
+
+
+def find_owner(model: Any, spec: TensorSpec) -> Any:
+    """The submodule of `model` that owns the tensor, reached by the attributes that its canonical name spells.
+
+    The three backends name their attributes alike, so this serves all of them. A bare encoder has no `distilbert`.
+    """
+    path = spec.module_name if hasattr(model, "distilbert") else spec.module_name.removeprefix(BASE)
+    for part in path.split("."):
+        model = model[int(part)] if part.isdigit() else getattr(model, part)
+    return model
