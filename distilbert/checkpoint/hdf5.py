@@ -1,0 +1,121 @@
+"""tf_model.h5: the reference's Keras 2 layout, one group per top-level layer, read and written without TensorFlow.
+
+Only a strict subset of HDF5 is read: plain groups and contiguous datasets of little-endian numbers whose bytes lie in
+this file. pyfive, a pure-Python parser that opens no other file and cannot crash the process, describes the datasets;
+their bytes are then read here. So links to files, external storage, virtual datasets, filters and chunks never act.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distilbert.checkpoint import safely
+from distilbert.checkpoint.tensors import (
+    DTYPES, MAX_RANK, MAX_TENSORS, Array, StoredTensors, TensorInfo,
+)  # fmt: skip
+from distilbert.errors import CheckpointError, MissingDependencyError, escape
+
+MAX_DEPTH = 12
+MAX_ATTRIBUTE_BYTES = 64_000  # HDF5 keeps attributes in a header of 64 KiB; Keras splits longer lists
+_MAGIC = b"\x89HDF\r\n\x1a\n"
+_CONTIGUOUS = 1  # HDF5's layout class for a dataset that is one run of bytes
+
+
+def read(path: Path) -> StoredTensors:
+    """Describe the datasets of `path`, by their path below the root, unread.
+
+    Raises:
+        CheckpointError: the file is not HDF5, is damaged, or uses what weights do not need.
+    """
+    try:
+        import pyfive
+    except ImportError as error:
+        raise MissingDependencyError("pyfive", "formats", "Reading a tf_model.h5 file", str(error)) from None
+    file = safely.open_checked(path)
+    start = file.read(64)
+    if not start.startswith(_MAGIC):
+        file.close()
+        raise CheckpointError(path, "BadMagic", f"is not an HDF5 file but {safely.what_is(start)}")
+    file.seek(0)
+    size = os.fstat(file.fileno()).st_size
+    try:
+        found = dict(_walk(path, pyfive.File(file), "", 0))
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - a damaged file can break the parser anywhere
+        detail = f"is a damaged HDF5 file, or one with links: {type(error).__name__} {escape(str(error), 100)}"
+        raise CheckpointError(path, "HeaderInvalid", detail) from None
+    info = {name: _info(path, name, dataset, size) for name, dataset in found.items()}
+
+    def read_one(name: str) -> Array:
+        dtype, shape = DTYPES[info[name].dtype], info[name].shape
+        file.seek(found[name].id.data_offset)
+        data = safely.read_exactly(path, file, math.prod(shape) * dtype.itemsize)
+        return np.frombuffer(bytearray(data), dtype).reshape(shape)
+
+    return StoredTensors(info, read_one)
+
+
+def _walk(path: Path, group: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+    """Every dataset below `group` with its path. Bounded, since links may form a cycle."""
+    if depth > MAX_DEPTH or len(group) > MAX_TENSORS:
+        raise CheckpointError(path, "ResourceLimit", "has groups nested too deeply or too full")
+    for key in group:
+        node = group.get_lazy_view(key)
+        if hasattr(node, "keys"):
+            yield from _walk(path, node, f"{prefix}{key}/", depth + 1)
+        else:
+            yield f"{prefix}{key}", node
+
+
+def _info(path: Path, name: str, dataset: Any, file_size: int) -> TensorInfo:
+    """The dataset's shape and dtype, once it is known to be plain numbers inside the file."""
+    dtype = next((key for key, known in DTYPES.items() if known == getattr(dataset, "dtype", None)), None)
+    if dtype is None:
+        raise CheckpointError(path, "DtypeUnsupported", f"holds dataset {name!r}, which is not plain numbers")
+    shape = tuple(int(size) for size in dataset.shape)
+    if len(shape) > MAX_RANK:
+        raise CheckpointError(path, "ShapeMismatch", f"holds dataset {name!r} of rank {len(shape)}")
+    stored = getattr(dataset.id, "data_offset", None) if dataset.id.layout_class == _CONTIGUOUS else None
+    if stored is None:
+        raise CheckpointError(path, "UnsafeLink", f"holds dataset {name!r} chunked, compressed, virtual or external")
+    if stored + math.prod(shape) * DTYPES[dtype].itemsize > file_size:
+        raise CheckpointError(path, "Truncated", f"lacks bytes of dataset {name!r}, or keeps them in another file")
+    return TensorInfo(shape, dtype)
+
+
+def write(path: Path, info: Mapping[str, TensorInfo], read_one: Callable[[str], Array]) -> None:
+    """Write datasets one at a time, all or nothing. A name is LAYER_GROUP/weight_name, as Keras 2 lays files out."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise MissingDependencyError("h5py", "formats", "Writing a tf_model.h5 file", str(error)) from None
+    layers: dict[str, list[str]] = {}
+    for name in info:
+        layer, weight_name = name.split("/", 1)
+        layers.setdefault(layer, []).append(weight_name)
+    with safely.write_file(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["backend"], file.attrs["keras_version"] = "tensorflow", "2.15.0"
+        _write_names(file, "layer_names", list(layers))
+        for layer, weight_names in layers.items():
+            _write_names(file.create_group(layer), "weight_names", weight_names)
+        for name, entry in info.items():
+            file.create_dataset(name, data=read_one(name).astype(DTYPES[entry.dtype], copy=False))
+
+
+def _write_names(group: Any, attribute: str, names: list[str]) -> None:
+    """A list of names as an attribute, in numbered parts when it is too long for one."""
+    encoded = [name.encode() for name in names]
+    width = max(map(len, encoded))
+    per_part = MAX_ATTRIBUTE_BYTES // width
+    if len(encoded) <= per_part:
+        group.attrs[attribute] = encoded
+        return
+    for part, start in enumerate(range(0, len(encoded), per_part)):
+        group.attrs[f"{attribute}{part}"] = encoded[start : start + per_part]

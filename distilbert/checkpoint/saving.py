@@ -1,0 +1,36 @@
+"""From canonical tensors to a folder: weights, config.json, and what sentence-transformers needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from distilbert import weight_map
+from distilbert.checkpoint.folder import check_format, write_config, write_weights
+from distilbert.checkpoint.sentence_transformers import write_pooling
+from distilbert.checkpoint.tensors import Array
+from distilbert.config import DistilBertConfig, PoolingConfig
+
+
+def save_checkpoint(
+    folder: Path,
+    format: str,  # noqa: A002 - the argument's public name
+    head: str,
+    config: DistilBertConfig,
+    weights: Mapping[str, Array],
+    pooling: PoolingConfig | None = None,
+) -> None:
+    """Write a model of the class `head` as a checkpoint folder; each file appears whole or not at all.
+
+    Raises:
+        CheckpointError: the format is unknown, or the folder holds weights in another format.
+    """
+    check_format(format)
+    specs = weight_map.tensor_specs(config, head)
+    if config.tie_word_embeddings:
+        specs.pop(weight_map.TIED_PROJECTOR, None)  # stored once, as the reference does
+    dtypes = {name: weights[name].dtype.name for name in specs}
+    write_weights(folder, format, head, specs, dtypes, weights.__getitem__)
+    if pooling is not None:
+        write_pooling(folder, config, pooling)
+    write_config(folder, config, head, dtypes[weight_map.WORD_EMBEDDINGS])

@@ -1,0 +1,73 @@
+"""What every reader returns: the tensors of one file by stored name, described first and read one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+MAX_TENSORS = 50_000
+MAX_RANK = 8
+
+# The dtypes that weights come in, by the name that NumPy and ml_dtypes give them. Integers only for skipped buffers.
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float64": np.dtype("<f8"),
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "int64": np.dtype("<i8"),
+    "int32": np.dtype("<i4"),
+}
+FLOATS = ("float32", "float64", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Shape and dtype name of a stored tensor, known before its bytes are read."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class StoredTensors(Mapping[str, Array]):
+    """The tensors of a file: `info` describes them all, indexing reads one as a fresh array."""
+
+    def __init__(
+        self, info: Mapping[str, TensorInfo], read: Callable[[str], Array], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        self.info, self._read, self.metadata = info, read, metadata or {}
+
+    def __getitem__(self, name: str) -> Array:
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.info)
+
+    def __len__(self) -> int:
+        return len(self.info)
+
+
+def check_dtype(name: str) -> str:
+    """`name`, if weights can have that dtype.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if name not in FLOATS:
+        raise ValueError(f"dtype must be one of {', '.join(FLOATS)}, got {name!r}.")
+    return name
+
+
+def is_finite(array: Array) -> bool:
+    """Whether no element is NaN or infinite; integers always are finite."""
+    return bool(np.isfinite(array).all()) if array.dtype.name in FLOATS else True
+
+
+def raw_bytes(array: Array) -> memoryview:
+    """The elements in C order, copied only when they are in another order."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
