@@ -1,0 +1,321 @@
+"""DistilBERT in PyTorch. Twins: distilbert/tf/model.py and distilbert/flax/model.py.
+
+Source: Sanh et al. 2019, arXiv 1910.01108. Axes: batch, seq, dim, n_heads, head_dim, hidden_dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the framework's own name
+
+from distilbert.checks import check_inputs, check_no_unknown, check_pooling_mask
+from distilbert.config import LAYER_NORM_EPS, DistilBertConfig, PoolingConfig
+from distilbert.outputs import BaseModelOutput, SentenceEmbeddingOutput
+from distilbert.positions import sinusoidal_table
+from distilbert.pt.pretrained import PretrainedModel, as_tensor, values
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+def linear(config: DistilBertConfig, in_features: int, out_features: int) -> nn.Linear:
+    """A dense layer with N(0, initializer_range) kernel and zero bias."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.normal_(layer.weight, std=config.initializer_range)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def embedding(config: DistilBertConfig, rows: int) -> nn.Embedding:
+    """A table of (rows, dim) drawn from N(0, initializer_range)."""
+    layer = nn.Embedding(rows, config.dim)
+    nn.init.normal_(layer.weight, std=config.initializer_range)
+    return layer
+
+
+def layer_norm(config: DistilBertConfig) -> nn.LayerNorm:
+    """LayerNorm over dim, with statistics in float32 or better."""
+    return nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+
+
+def keep_mask(attention_mask: Tensor | None) -> Tensor | None:
+    """Which keys each query sees: (batch, 1 or n_heads, 1 or seq, seq) of bool. None keeps all."""
+    if attention_mask is None:
+        return None
+    keep = attention_mask != 0
+    if keep.ndim == 2:
+        return keep[:, None, None, :]
+    return keep[:, None] if keep.ndim == 3 else keep
+
+
+class Embeddings(nn.Module):
+    """dropout(LayerNorm(word + position)). input_ids, position_ids: (batch, seq); result: (batch, seq, dim)."""
+
+    def __init__(self, config: DistilBertConfig) -> None:
+        super().__init__()
+        self.word_embeddings = embedding(config, config.vocab_size)
+        self.position_embeddings = embedding(config, config.max_position_embeddings)
+        self.LayerNorm = layer_norm(config)
+        self.dropout = nn.Dropout(config.dropout)
+        with torch.no_grad():
+            if config.pad_token_id is not None:
+                self.word_embeddings.weight[config.pad_token_id] = 0.0
+            if config.sinusoidal_pos_embds:
+                table = sinusoidal_table(config.max_position_embeddings, config.dim)
+                self.position_embeddings.weight.copy_(torch.from_numpy(table))
+                self.position_embeddings.weight.requires_grad_(False)
+
+    def forward(self, input_ids: Tensor | None, position_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        word = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (batch, seq, dim)
+        if position_ids is None:
+            position_ids = torch.arange(word.shape[1], device=word.device)[None, :]  # (1, seq)
+        position = self.position_embeddings(position_ids)  # (batch or 1, seq, dim)
+        return self.dropout(self.LayerNorm(word + position))
+
+
+class MultiHeadSelfAttention(nn.Module):
+    """Scaled dot-product attention in n_heads heads. Source: Vaswani et al. 2017, section 3.2.
+
+    x and result: (batch, seq, dim); probabilities: (batch, n_heads, seq, seq), or None when not asked for.
+    """
+
+    implementation = "sdpa"  # or "eager": see PretrainedModel.set_attn_implementation
+
+    def __init__(self, config: DistilBertConfig, layer: int) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.n_heads = config.n_heads - len(config.pruned_heads.get(layer, ()))
+        self.q_lin = linear(config, config.dim, self.n_heads * self.head_dim)
+        self.k_lin = linear(config, config.dim, self.n_heads * self.head_dim)
+        self.v_lin = linear(config, config.dim, self.n_heads * self.head_dim)
+        self.out_lin = linear(config, self.n_heads * self.head_dim, config.dim)
+        self.dropout = nn.Dropout(config.attention_dropout)
+
+    def forward(
+        self, x: Tensor, keep: Tensor | None, head_mask: Tensor | None, output_attentions: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        q, k, v = self.split(self.q_lin(x)), self.split(self.k_lin(x)), self.split(self.v_lin(x))
+        if self.implementation == "sdpa" and head_mask is None and not output_attentions:
+            context, probabilities = self.attend_fused(q, k, v, keep), None
+        else:
+            context, probabilities = self.attend(q, k, v, keep, head_mask)
+        context = context.transpose(1, 2).flatten(2)  # (batch, seq, n_heads * head_dim)
+        return self.out_lin(context), probabilities if output_attentions else None
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.n_heads, self.head_dim)).transpose(1, 2)  # (batch, n_heads, seq, head_dim)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, head_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        scores = (q * self.head_dim**-0.5) @ k.transpose(-1, -2)  # (batch, n_heads, seq, seq)
+        if keep is not None:  # replaced, not added to: a row without a key becomes uniform
+            scores = scores.masked_fill(~keep, torch.finfo(scores.dtype).min)
+        softmax_dtype = torch.promote_types(scores.dtype, torch.float32)
+        probabilities = self.dropout(scores.softmax(-1, dtype=softmax_dtype).to(q.dtype))
+        if head_mask is not None:
+            probabilities = probabilities * head_mask[:, None, None]
+        return probabilities @ v, probabilities  # (batch, n_heads, seq, head_dim)
+
+    def attend_fused(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
+        if keep is not None:  # a query without a key: a zero query that sees all keys attends uniformly
+            without_key = ~keep.any(-1, keepdim=True)  # (batch, 1 or n_heads, 1 or seq, 1)
+            q, keep = q.masked_fill(without_key, 0.0), keep | without_key
+        dropout = self.dropout.p if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=dropout)
+
+
+class FFN(nn.Module):
+    """Feed-forward of one block: dropout(lin2(activation(lin1(x)))).
+
+    x and result: (batch, seq, dim). Source: Vaswani et al. 2017, eq. 2, with BERT's erf GELU.
+    """
+
+    def __init__(self, config: DistilBertConfig) -> None:
+        super().__init__()
+        self.lin1 = linear(config, config.dim, config.hidden_dim)
+        self.lin2 = linear(config, config.hidden_dim, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.lin1(x))  # (batch, seq, hidden_dim)
+        return self.dropout(self.lin2(x))  # (batch, seq, dim)
+
+
+class TransformerBlock(nn.Module):
+    """One post-norm layer: attention and feed-forward, each with a residual and a LayerNorm after it."""
+
+    def __init__(self, config: DistilBertConfig, layer: int) -> None:
+        super().__init__()
+        self.attention = MultiHeadSelfAttention(config, layer)
+        self.sa_layer_norm = layer_norm(config)
+        self.ffn = FFN(config)
+        self.output_layer_norm = layer_norm(config)
+
+    def forward(
+        self, x: Tensor, keep: Tensor | None, head_mask: Tensor | None, output_attentions: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        attended, probabilities = self.attention(x, keep, head_mask, output_attentions)
+        x = self.sa_layer_norm(attended + x)
+        x = self.output_layer_norm(self.ffn(x) + x)
+        return x, probabilities
+
+
+class Transformer(nn.Module):
+    """The stack of n_layers blocks. x: (batch, seq, dim)."""
+
+    def __init__(self, config: DistilBertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(TransformerBlock(config, i) for i in range(config.n_layers))
+
+    def forward(
+        self,
+        x: Tensor,
+        keep: Tensor | None,
+        head_mask: Tensor | None,
+        output_hidden_states: bool,
+        output_attentions: bool,
+    ) -> BaseModelOutput:
+        hidden_states, attentions = (x,), ()
+        for i, block in enumerate(self.layer):
+            x, probabilities = block(x, keep, None if head_mask is None else head_mask[i], output_attentions)
+            hidden_states += (x,)
+            attentions += (probabilities,)
+        return BaseModelOutput(
+            x, hidden_states if output_hidden_states else (), attentions if output_attentions else ()
+        )
+
+
+class Pooling(nn.Module):
+    """One vector per row from the token vectors that the mask keeps; zeros for a row without any.
+
+    hidden: (batch, seq, dim); attention_mask: (batch, seq); result: (batch, dim). Source: Reimers and Gurevych 2019.
+    """
+
+    def __init__(self, pooling: PoolingConfig) -> None:
+        super().__init__()
+        self.config = pooling
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+        x = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        keep = torch.ones_like(x[:, :, :1]) if attention_mask is None else (attention_mask != 0)[:, :, None].to(x)
+        count = keep.sum(1)  # (batch, 1)
+        if self.config.mode == "cls":
+            x = x[:, 0]
+        elif self.config.mode == "max":
+            x = torch.where(keep != 0, x, torch.finfo(x.dtype).min).amax(1) * (count != 0)
+        else:
+            x = (x * keep).sum(1) / (count if self.config.mode == "mean" else count.sqrt()).clamp(min=1e-9)
+        if self.config.normalize:
+            x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-12)
+        return x.to(hidden.dtype)  # (batch, dim)
+
+
+class DistilBertModel(PretrainedModel):
+    """The encoder without a head.
+
+    Example:
+        model = DistilBertModel.from_pretrained("folder")
+        hidden = model(input_ids, attention_mask).last_hidden_state  # (batch, seq, dim)
+    """
+
+    def __init__(self, config: DistilBertConfig) -> None:
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.transformer = Transformer(config)
+
+    def forward(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        head_mask: Any = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **unknown: Any,
+    ) -> BaseModelOutput:
+        """Encode a batch.
+
+        Args:
+            input_ids: (batch, seq), int32 or int64, below vocab_size. Either this or `inputs_embeds`.
+            attention_mask: 1 keep, 0 drop; (batch, seq), (batch, seq, seq) or (batch, 1 or n_heads, seq, seq).
+            position_ids: (batch, seq) or (1, seq), below max_position_embeddings; default 0 to seq-1.
+            inputs_embeds: (batch, seq, dim), in place of the word embeddings.
+            head_mask: (n_heads,) or (n_layers, n_heads), multiplies the attention probabilities.
+            output_hidden_states: return n_layers + 1 tensors of (batch, seq, dim).
+            output_attentions: return n_layers tensors of (batch, n_heads, seq, seq).
+            unknown: refused by name.
+
+        Raises:
+            ValueError: an argument does not fit the config or another argument.
+            TypeError: an argument that DistilBERT does not have.
+        """
+        check_no_unknown(unknown)
+        device, dtype = self.device, self.dtype
+        input_ids, position_ids = as_tensor(input_ids, device), as_tensor(position_ids, device)
+        attention_mask = as_tensor(attention_mask, device)
+        inputs_embeds, head_mask = as_tensor(inputs_embeds, device, dtype), as_tensor(head_mask, device, dtype)
+        check_inputs(self.config, input_ids, attention_mask, position_ids, inputs_embeds, head_mask, values)
+        if head_mask is not None:
+            head_mask = head_mask.expand(self.config.n_layers, self.config.n_heads)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        x = self.embeddings(input_ids, position_ids, inputs_embeds)  # (batch, seq, dim)
+        return self.transformer(x, keep_mask(attention_mask), head_mask, output_hidden_states, output_attentions)
+
+
+class DistilBertForSentenceEmbedding(PretrainedModel):
+    """The encoder and a pooling: one vector per text, as sentence-transformers computes it.
+
+    Example:
+        model = DistilBertForSentenceEmbedding.from_pretrained("folder")
+        vectors = model(input_ids, attention_mask).embeddings  # (batch, dim)
+    """
+
+    def __init__(self, config: DistilBertConfig, pooling: PoolingConfig | None = None) -> None:
+        super().__init__(config)
+        self.distilbert = DistilBertModel(config)
+        self.pooling = Pooling(pooling or PoolingConfig())
+
+    def forward(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        head_mask: Any = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **unknown: Any,
+    ) -> SentenceEmbeddingOutput:
+        """Embed a batch. Arguments as for `DistilBertModel`; attention_mask only as (batch, seq)."""
+        check_no_unknown(unknown)
+        attention_mask = as_tensor(attention_mask, self.device)
+        check_pooling_mask(attention_mask)
+        output = self.distilbert(
+            input_ids,
+            attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            head_mask=head_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        embeddings = self.pooling(output.last_hidden_state, attention_mask)  # (batch, dim)
+        return SentenceEmbeddingOutput(embeddings, output.hidden_states, output.attentions)
