@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from distilbert.checkpoint import hdf5, msgpack, safetensors, torch_bin
+from distilbert.checkpoint import hdf5, msgpack, safely, safetensors, torch_bin
 from distilbert.checkpoint.tensors import Array, StoredTensors, TensorInfo
-from distilbert.config import CONFIG_FILE, DistilBertConfig
+from distilbert.config import DistilBertConfig
 from distilbert.errors import CheckpointError
 from distilbert.weight_map import FLAX, LAYOUTS, PT, TF, Layout, TensorSpec, from_h5_path, h5_paths
 
@@ -52,9 +52,7 @@ def find_weights(folder: Path) -> Format:
     Raises:
         CheckpointError: NotFound when there is no such folder, or no file of a known name in it.
     """
-    if not folder.is_dir():
-        found = "is not a folder" if folder.exists() else "there is no such folder"
-        raise CheckpointError(folder, "NotFound", f"{found}; give the folder that holds {CONFIG_FILE} and the weights")
+    safely.check_folder(folder)
     for entry in FORMATS.values():
         if os.path.lexists(folder / entry.file):
             return entry

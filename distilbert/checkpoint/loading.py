@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,8 @@ class Checkpoint(Mapping[str, Array]):
         self.path, self.config, self.head = folder / found.file, config, head
         self.specs = weight_map.tensor_specs(config, head)
         self._dtype = dtype
+        self._progress: Callable[[int, int], None] | None = None
+        self._read_names: set[str] = set()
         self._sources, skipped, unexpected = _match_names(
             {name: found.plain_name(name) for name in self._stored.info}, self.layout, config, self.specs
         )
@@ -91,11 +93,18 @@ class Checkpoint(Mapping[str, Array]):
         return len(self.specs)
 
     def __getitem__(self, name: str) -> Array:
+        self._read_names.add(name)
+        if self._progress is not None:
+            self._progress(len(self._read_names), len(self))
         if name in self.new:
             return self._as_dtype(_make(self.config, self.specs[name]))
         if self._is_tied(name) and name not in self._sources:
             name = weight_map.WORD_EMBEDDINGS
         return self._as_dtype(self._read_checked(name))
+
+    def on_read(self, progress: Callable[[int, int], None]) -> None:
+        """Call `progress` with (tensors read, tensors in all) whenever one is read."""
+        self._progress = progress
 
     def dtype(self, name: str) -> str:
         """Name of the dtype that indexing returns."""
@@ -175,6 +184,27 @@ def open_checkpoint(
     config = DistilBertConfig.from_pretrained(encoder, **config_overrides)
     settings = {"pooling": pooling} if head == "DistilBertForSentenceEmbedding" else {}
     return Checkpoint(encoder, config, head, dtype=dtype, strict=strict, new_head=new_head, settings=settings)
+
+
+def find_head(folder: Path, config: DistilBertConfig) -> str:
+    """The class whose checkpoint lies in `folder`: what config.json says, else what the tensors show.
+
+    Raises:
+        CheckpointError: the tensors fit no class.
+    """
+    for name in config.extra.get("architectures") or ():
+        plain = str(name).removeprefix("TF").removeprefix("Flax")
+        if plain in weight_map.HEADS:
+            return plain
+    found, layout, stored = open_weights(folder)
+    known = {name: spec for spec in weight_map.all_specs(config).values() for name in spec.accepted_names(layout)}
+    present = {known[plain].module for plain in map(found.plain_name, stored.info) if plain in known}
+    above = {module.name for module in present & set(weight_map.ABOVE)}
+    for name, head in weight_map.HEADS.items():
+        if above == set(head.modules):
+            return name
+    detail = f"has the head modules {', '.join(sorted(above))}, which no class has"
+    raise CheckpointError(folder / found.file, "UnexpectedTensor", detail)
 
 
 def _match_names(

@@ -72,6 +72,17 @@ def _contained(path: Path, real: Path) -> bool:
     return snapshot.parent.name == "snapshots" and real.parent == snapshot.parent.parent / "blobs"
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a path that is not a folder.
+
+    Raises:
+        CheckpointError: NotFound.
+    """
+    if not path.is_dir():
+        found = "is not a folder" if path.exists() else "there is no such folder"
+        raise CheckpointError(path, "NotFound", f"{found}; give the folder that holds config.json and the weights")
+
+
 def read_bytes(path: Path, limit: int) -> bytes:
     """The whole of a small file of at most `limit` bytes."""
     with open_checked(path) as file:

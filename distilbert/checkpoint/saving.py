@@ -7,6 +7,7 @@ from pathlib import Path
 
 from distilbert import weight_map
 from distilbert.checkpoint.folder import check_format, write_config, write_weights
+from distilbert.checkpoint.loading import Checkpoint
 from distilbert.checkpoint.sentence_transformers import write_pooling
 from distilbert.checkpoint.tensors import Array
 from distilbert.config import DistilBertConfig, PoolingConfig
@@ -29,7 +30,8 @@ def save_checkpoint(
     specs = weight_map.tensor_specs(config, head)
     if config.tie_word_embeddings:
         specs.pop(weight_map.TIED_PROJECTOR, None)  # stored once, as the reference does
-    dtypes = {name: weights[name].dtype.name for name in specs}
+    lazy = isinstance(weights, Checkpoint)
+    dtypes = {name: weights.dtype(name) if lazy else weights[name].dtype.name for name in specs}
     write_weights(folder, format, head, specs, dtypes, weights.__getitem__)
     if pooling is not None:
         write_pooling(folder, config, pooling)

@@ -8,5 +8,6 @@ except ImportError as error:
     raise MissingDependencyError("flax", "flax", "distilbert.flax", str(error)) from None
 
 from distilbert.flax.model import DistilBertForSentenceEmbedding, DistilBertModel
+from distilbert.flax.pretrained import exact
 
-__all__ = ["DistilBertForSentenceEmbedding", "DistilBertModel"]
+__all__ = ["DistilBertForSentenceEmbedding", "DistilBertModel", "exact"]

@@ -5,8 +5,9 @@ Twins: distilbert/pt/pretrained.py and distilbert/tf/pretrained.py.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -114,7 +115,7 @@ def dtype_name(dtype: Any) -> str:
         ValueError: weights cannot have that dtype, or it is float64 and JAX would make it float32.
     """
     name = check_dtype("float32" if dtype is None else dtype if isinstance(dtype, str) else jnp.dtype(dtype).name)
-    if name == "float64" and not jax.config.read("jax_enable_x64"):
+    if name == "float64" and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
         raise ValueError("dtype float64 needs JAX's x64 mode: call jax.config.update('jax_enable_x64', True) first.")
     return name
 
@@ -129,3 +130,10 @@ def as_array(x: Any, dtype: Any = None) -> Any:
 def values(array: Any) -> Array | None:
     """The array's values for a check, or None while it is being traced."""
     return None if isinstance(array, jax.core.Tracer) else np.asarray(array)
+
+
+@contextlib.contextmanager
+def exact(dtype: str) -> Iterator[None]:
+    """The mode in which results are compared: float64 where asked for, no products in reduced precision."""
+    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
+        yield

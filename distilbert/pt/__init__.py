@@ -8,5 +8,6 @@ except ImportError as error:
     raise MissingDependencyError("torch", "pt", "distilbert.pt", str(error)) from None
 
 from distilbert.pt.model import DistilBertForSentenceEmbedding, DistilBertModel
+from distilbert.pt.pretrained import exact
 
-__all__ = ["DistilBertForSentenceEmbedding", "DistilBertModel"]
+__all__ = ["DistilBertForSentenceEmbedding", "DistilBertModel", "exact"]

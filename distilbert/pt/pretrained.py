@@ -5,8 +5,9 @@ Twins: distilbert/tf/pretrained.py and distilbert/flax/pretrained.py.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -163,3 +164,15 @@ def values(tensor: Tensor) -> Array | None:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     return to_numpy(tensor)
+
+
+@contextlib.contextmanager
+def exact(dtype: str) -> Iterator[None]:  # noqa: ARG001 - as in the twins
+    """The mode in which results are compared: no gradients, no products in reduced precision."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -19,5 +19,6 @@ if _keras.config.backend() != "tensorflow":
     )
 
 from distilbert.tf.model import DistilBertForSentenceEmbedding, DistilBertModel  # noqa: E402 - after the checks above
+from distilbert.tf.pretrained import exact  # noqa: E402 - after the checks above
 
-__all__ = ["DistilBertForSentenceEmbedding", "DistilBertModel"]
+__all__ = ["DistilBertForSentenceEmbedding", "DistilBertModel", "exact"]

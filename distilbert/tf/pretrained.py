@@ -5,9 +5,10 @@ Twins: distilbert/pt/pretrained.py and distilbert/flax/pretrained.py.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -132,3 +133,14 @@ def as_tensor(x: Any, dtype: str | None = None) -> Any:
 def values(tensor: Any) -> Array | None:
     """The tensor's values for a check, or None while it is being traced."""
     return tensor.numpy() if tf.executing_eagerly() and hasattr(tensor, "numpy") else None
+
+
+@contextlib.contextmanager
+def exact(dtype: str) -> Iterator[None]:  # noqa: ARG001 - as in the twins
+    """The mode in which results are compared: no products in reduced precision."""
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)

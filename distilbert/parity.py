@@ -1,0 +1,247 @@
+"""One checkpoint, every backend, every layer: does each compute what the float64 reference computes?
+
+The comparison that the test suite makes on small models, offered for any checkpoint: embeddings, every hidden state,
+every attention map and the sentence embedding, on a ragged batch with an empty text and one of maximum length.
+
+In float64 every position is compared. In float32 only kept positions are: a query at a dropped one (padding) is
+computed like any other, but nothing ever reads it, and without a trained meaning it can amplify rounding a
+hundredfold (measured on MiniLM-L6: 2e-4 at padding, 4e-6 at tokens, 1e-12 everywhere in float64).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilbert import reference
+from distilbert.backends import load_backend
+from distilbert.checkpoint.loading import open_checkpoint
+from distilbert.checkpoint.sentence_transformers import is_sentence_folder
+from distilbert.config import DistilBertConfig, PoolingConfig
+from distilbert.errors import DataError
+from distilbert.tokenization.fast import FILES as TOKENIZER_FILES
+from distilbert.tokenization.fast import DistilBertTokenizerFast
+
+Batch = Mapping[str, NDArray[np.int64]]
+Arrays = dict[str, NDArray[Any]]
+
+# Largest absolute difference from the reference. Measured at base size: rounding 5e-6 in float32, the weakest planted
+# fault (LayerNorm epsilon 1e-6) 2.5e-4. In float64 only the mathematics is left: rounding 1e-13.
+TOLERANCES = {"float32": 2e-5, "float64": 1e-10}
+UNIT_VECTOR_TOLERANCES = {"float32": 2e-6, "float64": 1e-10}  # of embeddings that are scaled to length 1
+BATCH_ROWS = 8
+MAX_TEXT_BYTES = 16 << 20
+
+TEXTS = (
+    "",
+    "Seven otters crossed the river before the ferry left.",
+    "The compiler refused the file, so she read the message twice, fixed the type and ran the tests again.",
+    "Naïve café — 東京, “quotes”, and 100% of 3.5 kg!",
+)
+SENTENCE_EMBEDDING = "sentence embedding"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A place in the model and the largest difference that was found there."""
+
+    place: str
+    difference: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is within the tolerance; NaN is not."""
+        return self.difference <= self.tolerance
+
+
+@dataclass(frozen=True)
+class BackendResult:
+    """What one backend computed from one folder, compared with the reference."""
+
+    backend: str
+    folder: str
+    rows: tuple[Row, ...]
+    same_bits: bool  # the weights, as loaded, are bit for bit those that this backend loads from the first folder
+    seconds: float
+
+    @property
+    def first_failure(self) -> str:
+        """What differs first, in the order of computation; "" when nothing does."""
+        if not self.same_bits:
+            return "loads other bits than from the first folder"
+        return next((f"{r.place} differs by {r.difference:.1e}, allowed {r.tolerance:.0e}" for r in self.rows if not r.passed), "")
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """All results of one comparison."""
+
+    dtype: str
+    shape: tuple[int, int]  # (batch, seq) of the largest batch
+    results: tuple[BackendResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every backend agrees from every folder."""
+        return not any(result.first_failure for result in self.results)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON holds it."""
+        values = dataclasses.asdict(self)
+        for entry, result in zip(values["results"], self.results, strict=True):
+            entry["first_failure"] = result.first_failure
+        return values | {"passed": self.passed}
+
+
+def compare(
+    folders: Sequence[Path], backends: Sequence[str], *, texts: Sequence[str] | None = None, dtype: str = "float32"
+) -> ParityReport:
+    """Run each backend on each folder, and the reference on the first, on the same batches.
+
+    Args:
+        folders: the same checkpoint, in one or several formats.
+        backends: of "pt", "tf", "flax".
+        texts: what to run on, beside an empty text and one of maximum length.
+        dtype: "float32" or "float64".
+
+    Raises:
+        ValueError and its kinds: an argument or a checkpoint is wrong. MissingDependencyError: a backend is missing.
+    """
+    if dtype not in TOLERANCES:
+        raise ValueError(f"dtype must be one of {', '.join(TOLERANCES)}, got {dtype!r}.")
+    modules = {name: load_backend(name) for name in backends}
+    source = open_checkpoint(folders[0], "DistilBertForSentenceEmbedding", dtype=dtype)
+    pooling: PoolingConfig = source.settings["pooling"]
+    batches = list(make_batches(folders[0], source.config, texts))
+    weights = dict(source)
+    expected = [run_reference(source.config, weights, pooling, batch) for batch in batches]
+    compared = [(batch["attention_mask"] != 0) | (dtype == "float64") for batch in batches]  # (batch, seq) each
+    pooled = is_sentence_folder(folders[0])
+    results: list[BackendResult] = []
+    for name, module in modules.items():
+        first: dict[str, Any] | None = None
+        for folder in folders:
+            start = time.perf_counter()
+            with module.exact(dtype):
+                model = module.DistilBertForSentenceEmbedding.from_pretrained(folder, dtype=dtype)
+                loaded = model.weights_by_name()
+                found = [run_model(model, batch) for batch in batches]
+            first = first or loaded
+            rows = _rows(expected, found, compared, dtype, pooling if pooled else None)
+            seconds = time.perf_counter() - start
+            results.append(BackendResult(name, str(folder), rows, _same_bits(first, loaded), seconds))
+    largest = max((batch["input_ids"].shape for batch in batches), key=lambda shape: shape[0] * shape[1])
+    return ParityReport(dtype, (largest[0], largest[1]), tuple(results))
+
+
+def make_batches(folder: Path, config: DistilBertConfig, texts: Sequence[str] | None) -> Iterator[Batch]:
+    """Batches of the texts, the first with an empty one and one of maximum length.
+
+    A folder without a tokenizer gets token ids drawn from a fixed seed instead, in the same ragged shape.
+    """
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        if texts is not None:
+            raise DataError(f"{folder}: has no tokenizer, so texts cannot be used.")
+        yield _random_batch(config)
+        return
+    tokenizer = DistilBertTokenizerFast.from_pretrained(folder)
+    limit = config.max_position_embeddings
+    longest = " ".join([TEXTS[2]] * limit)
+    rows = [*TEXTS, longest] if texts is None else ["", longest, *texts]
+    ids = tokenizer.encode_batch(rows, truncation=True, max_length=limit)
+    for start in range(0, len(ids), BATCH_ROWS):
+        yield tokenizer.pad(ids[start : start + BATCH_ROWS])
+
+
+def _random_batch(config: DistilBertConfig) -> Batch:
+    seq = config.max_position_embeddings
+    lengths = np.array([seq, min(2, seq), max(seq // 2, 1), max(seq // 3, 1)])
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (len(lengths), seq))
+    return {"input_ids": ids, "attention_mask": (np.arange(seq) < lengths[:, None]).astype(np.int64)}
+
+
+def run_reference(
+    config: DistilBertConfig, weights: reference.Weights, pooling: PoolingConfig, batch: Batch
+) -> Arrays:
+    """Every place of the reference on a batch, in the order of computation."""
+    return _places(reference.sentence_embedding(config, weights, pooling, **batch))
+
+
+def run_model(model: Any, batch: Batch) -> Arrays:
+    """Every place of a backend's sentence-embedding model on a batch."""
+    return _places(model(**batch, output_hidden_states=True, output_attentions=True))
+
+
+def _places(output: Any) -> Arrays:
+    places: Arrays = {"embeddings": np.asarray(output.hidden_states[0])}
+    for i, (hidden, attention) in enumerate(zip(output.hidden_states[1:], output.attentions, strict=True)):
+        places[f"layer {i} attention"] = np.asarray(attention)
+        places[f"layer {i} hidden state"] = np.asarray(hidden)
+    return places | {SENTENCE_EMBEDDING: np.asarray(output.embeddings)}
+
+
+def _rows(
+    expected: Sequence[Arrays],
+    found: Sequence[Arrays],
+    compared: Sequence[NDArray[np.bool_]],
+    dtype: str,
+    pooling: PoolingConfig | None,
+) -> tuple[Row, ...]:
+    """The largest difference over all batches, place by place; without pooling settings the encoder's places only."""
+    rows: list[Row] = []
+    for place in expected[0]:
+        if place == SENTENCE_EMBEDDING and pooling is None:
+            continue
+        unit = place == SENTENCE_EMBEDDING and pooling is not None and pooling.normalize
+        tolerance = (UNIT_VECTOR_TOLERANCES if unit else TOLERANCES)[dtype]
+        batches = zip(expected, found, compared, strict=True)
+        difference = max(largest_difference(e[place], f[place], at) for e, f, at in batches)
+        rows.append(Row(place, difference, tolerance))
+    return tuple(rows)
+
+
+def largest_difference(expected: NDArray[Any], found: NDArray[Any], at: NDArray[np.bool_] | None = None) -> float:
+    """The largest absolute difference; infinite when the shapes differ or anything is NaN.
+
+    `at`, (batch, seq) of bool, selects positions of a hidden state and queries of an attention map.
+    """
+    if expected.shape != found.shape or not np.isfinite(found.astype(np.float64)).all():
+        return float("inf")
+    difference = np.abs(expected.astype(np.float64) - found.astype(np.float64))
+    if at is not None and difference.ndim > 2:
+        difference = difference[at] if difference.ndim == 3 else difference.swapaxes(1, 2)[at]
+    return float(difference.max())
+
+
+def _same_bits(first: Mapping[str, NDArray[Any]], second: Mapping[str, NDArray[Any]]) -> bool:
+    return first.keys() == second.keys() and all(
+        first[name].dtype == second[name].dtype and first[name].tobytes() == second[name].tobytes() for name in first
+    )
+
+
+def read_texts(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file, without the empty ones.
+
+    Raises:
+        DataError: the file is missing, too large, not UTF-8, or has no text.
+    """
+    try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise DataError(f"{path}: is larger than {MAX_TEXT_BYTES} bytes.")
+        lines = [line.strip() for line in path.read_bytes().decode().splitlines()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text (byte {error.start}); convert it to UTF-8.") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    texts = [line for line in lines if line]
+    if not texts:
+        raise DataError(f"{path}: holds no text.")
+    return texts

@@ -1,0 +1,55 @@
+"""Sentence embedding: texts to vectors, on any backend."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilbert.backends import load_backend
+from distilbert.tokenization.fast import DistilBertTokenizerFast
+
+
+class SentenceEncoder:
+    """A sentence-embedding model and its tokenizer.
+
+    Example:
+        encoder = SentenceEncoder.from_pretrained("folder", backend="flax")
+        vectors = encoder.encode(["a text", "another"])  # (2, dim), float32
+    """
+
+    def __init__(self, model: Any, tokenizer: DistilBertTokenizerFast) -> None:
+        if hasattr(model, "requires_grad_"):
+            model.requires_grad_(False)  # PyTorch records nothing for a gradient that nobody asks for
+        self.model, self.tokenizer = model, tokenizer
+        limits = (model.pooling.config.max_seq_length, tokenizer.model_max_length, model.config.max_position_embeddings)
+        self.max_length = min(limit for limit in limits if limit is not None)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], *, backend: str = "pt", **options: Any) -> Self:
+        """Load model and tokenizer from `folder`; `options` go to the model's `from_pretrained`."""
+        model = load_backend(backend).DistilBertForSentenceEmbedding.from_pretrained(folder, **options)
+        return cls(model, DistilBertTokenizerFast.from_pretrained(Path(folder)))
+
+    def encode(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """One vector per text, (len(texts), dim), float32, in the order of the texts; longer texts are cut.
+
+        Texts are grouped by their length in tokens, so that little is padded.
+        """
+        ids = self.tokenizer.encode_batch(texts, truncation=True, max_length=self.max_length)
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
+        vectors = np.empty((len(ids), self.model.config.dim), np.float32)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = self.tokenizer.pad([ids[i] for i in rows])
+            vectors[rows] = as_numpy(self.model(**batch).embeddings)
+        return vectors
+
+
+def as_numpy(array: Any) -> NDArray[Any]:
+    """A backend's array on the host."""
+    return np.asarray(array.detach().float().cpu() if hasattr(array, "detach") else array)
