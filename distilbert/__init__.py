@@ -27,7 +27,7 @@ _PLACES = {name: (module, name) for name, module in _CORE.items()} | {
     prefix + name: (module, name) for prefix, module in _PREFIXES.items() for name in _MODELS
 }
 
-__all__ = [*_PLACES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [*_PLACES, "__version__"]  # noqa: PLE0604 # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -55,7 +55,9 @@ def check_inputs(
         ValueError: names the argument, what must hold, and what came.
     """
     if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError(f"exactly one of input_ids and inputs_embeds must be given, got {_both_or_neither(input_ids)}.")
+        raise ValueError(
+            f"exactly one of input_ids and inputs_embeds must be given, got {_both_or_neither(input_ids)}."
+        )
     batch, seq = _check_tokens(config, input_ids, inputs_embeds, values)
     _check_mask(config, attention_mask, batch, seq, values)
     if position_ids is not None:
@@ -105,7 +107,12 @@ def _check_tokens(
 def _check_mask(config: DistilBertConfig, mask: Any, batch: int | None, seq: int | None, values: Values) -> None:
     if mask is None:
         return
-    shapes: list[Shape] = [(batch, seq), (batch, seq, seq), (batch, 1, seq, seq), (batch, config.n_heads, seq, seq)]
+    shapes: list[Shape] = [
+        (batch, seq),
+        (batch, seq, seq),
+        (batch, 1, seq, seq),
+        (batch, config.n_heads, seq, seq),
+    ]
     _check_shape("attention_mask", mask, shapes, "(batch, seq), (batch, seq, seq) or (batch, 1 or n_heads, seq, seq)")
     read = values(mask)
     if read is not None and not np.isin(read, (0, 1)).all():
@@ -134,7 +141,7 @@ def _check_integer(name: str, array: Any) -> None:
 
 def _check_range(name: str, array: Any, limit: int, limit_name: str, values: Values) -> None:
     read = values(array)
-    if read is not None and read.size and not (0 <= read.min() and read.max() < limit):
+    if read is not None and read.size and not (read.min() >= 0 and read.max() < limit):
         wrong = read.min() if read.min() < 0 else read.max()
         raise ValueError(f"{name} must lie in 0 to {limit - 1} ({limit_name}={limit}), got {wrong}.")
 

@@ -33,7 +33,9 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:  # pyright: ignore[reportUnusedFunction]
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:  # pyright: ignore[reportUnusedFunction]
     if version:
         Console().print(__version__, highlight=False)
         raise typer.Exit
@@ -41,7 +43,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a DistilBERT or BERT checkpoint, any format.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="Folder of a DistilBERT or BERT checkpoint, any format.")
+    ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="New folder to write; nothing is overwritten.")],
     to: Annotated[str, typer.Option(help=f"Format to write: {', '.join(WRITABLE)}.")],
     dtype: Annotated[str | None, typer.Option(help="Of the new weights; default as stored.")] = None,
@@ -52,7 +56,13 @@ def convert(
     console = Console()
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("Converting", total=None)
-        done = run(source, destination, to=to, dtype=dtype, progress=lambda n, total: bar.update(task, completed=n, total=total))
+        done = run(
+            source,
+            destination,
+            to=to,
+            dtype=dtype,
+            progress=lambda n, total: bar.update(task, completed=n, total=total),
+        )
     console.print(f"{done.head}: {done.report}", highlight=False, soft_wrap=True, markup=False)
     for name, reason in done.report.skipped.items():
         console.print(f"  not in the new checkpoint: {escape(name, 100)} ({reason})", highlight=False, markup=False)

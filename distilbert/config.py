@@ -30,8 +30,14 @@ ACTIVATIONS = ("gelu", "gelu_new", "quick_gelu", "relu", "silu", "swish", "tanh"
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 POOLING_MODES = ("mean", "cls", "max", "mean_sqrt_len")
 ALIASES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
-# Fields by which other software fetches or selects code. Dropped on reading, so that we neither act on nor pass them on.
-CODE_FIELDS = ("auto_map", "custom_pipelines", "trust_remote_code", "_attn_implementation", "attn_implementation")
+# Fields by which other software fetches or selects code: dropped on reading, neither acted on nor passed on.
+CODE_FIELDS = (
+    "auto_map",
+    "custom_pipelines",
+    "trust_remote_code",
+    "_attn_implementation",
+    "attn_implementation",
+)
 
 Check = Callable[[str, Any], Any]
 
@@ -222,7 +228,9 @@ class DistilBertConfig:
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds: the fields, `model_type`, and the unknown keys that were read."""
         default = DistilBertConfig()
-        names = [e.name for e in _fields() if e.metadata["written"] or getattr(self, e.name) != getattr(default, e.name)]
+        names = [
+            e.name for e in _fields() if e.metadata["written"] or getattr(self, e.name) != getattr(default, e.name)
+        ]
         values = {name: getattr(self, name) for name in names}
         return _with_string_keys({**self.extra, **values, "model_type": self.model_type})
 
@@ -294,7 +302,9 @@ def _resolve_names(values: Mapping[str, Any]) -> dict[str, Any]:
     if "num_labels" in given:
         n = _integer(1, 1 << 24)("num_labels", given.pop("num_labels"))
         if len(given.setdefault("id2label", _labels(n))) != n:
-            raise ConfigError(f"num_labels must be the number of labels in id2label, got {n} and {given['id2label']!r}.")
+            raise ConfigError(
+                f"num_labels must be the number of labels in id2label, got {n} and {given['id2label']!r}."
+            )
     return given
 
 
@@ -314,9 +324,7 @@ def _suggestion(name: str) -> str:
 
 def _signature() -> inspect.Signature:
     kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Signature(
-        [inspect.Parameter(e.name, kind, default=e.default, annotation=e.type) for e in _fields()]
-    )
+    return inspect.Signature([inspect.Parameter(e.name, kind, default=e.default, annotation=e.type) for e in _fields()])
 
 
 DistilBertConfig.__signature__ = _signature()  # pyright: ignore[reportAttributeAccessIssue]

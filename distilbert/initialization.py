@@ -12,23 +12,27 @@ from numpy.typing import NDArray
 
 from distilbert.config import DistilBertConfig
 from distilbert.positions import sinusoidal_table
-from distilbert.weight_map import POSITION_EMBEDDINGS, TIED_PROJECTOR, WORD_EMBEDDINGS, TensorSpec, tensor_specs
+from distilbert.weight_map import (
+    POSITION_EMBEDDINGS,
+    TIED_PROJECTOR,
+    WORD_EMBEDDINGS,
+    TensorSpec,
+    tensor_specs,
+)
 
 
 def initial_weights(
     config: DistilBertConfig, head: str = "DistilBertModel", *, seed: int = 0
 ) -> dict[str, NDArray[np.float32]]:
     """Weights of the class `head` by canonical name, float32. `seed` is an integer from 0 to 2**32 - 1."""
-    random = np.random.RandomState(seed)  # noqa: NPY002 - chosen for its frozen stream
+    random = np.random.RandomState(seed)
     weights = {name: initial_tensor(config, spec, random) for name, spec in tensor_specs(config, head).items()}
     if config.tie_word_embeddings and TIED_PROJECTOR in weights:
         weights[TIED_PROJECTOR] = weights[WORD_EMBEDDINGS]
     return weights
 
 
-def initial_tensor(
-    config: DistilBertConfig, spec: TensorSpec, random: np.random.RandomState
-) -> NDArray[np.float32]:
+def initial_tensor(config: DistilBertConfig, spec: TensorSpec, random: np.random.RandomState) -> NDArray[np.float32]:
     """One tensor by the rule of its kind; `random` advances only for drawn tensors."""
     if spec.leaf == "bias" or spec.module.kind == "norm":
         return np.full(spec.shape, float(spec.leaf == "weight"), np.float32)

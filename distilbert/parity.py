@@ -77,7 +77,10 @@ class BackendResult:
         """What differs first, in the order of computation; "" when nothing does."""
         if not self.same_bits:
             return "loads other bits than from the first folder"
-        return next((f"{r.place} differs by {r.difference:.1e}, allowed {r.tolerance:.0e}" for r in self.rows if not r.passed), "")
+        return next(
+            (f"{r.place} differs by {r.difference:.1e}, allowed {r.tolerance:.0e}" for r in self.rows if not r.passed),
+            "",
+        )
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,11 @@ class ParityReport:
 
 
 def compare(
-    folders: Sequence[Path], backends: Sequence[str], *, texts: Sequence[str] | None = None, dtype: str = "float32"
+    folders: Sequence[Path],
+    backends: Sequence[str],
+    *,
+    texts: Sequence[str] | None = None,
+    dtype: str = "float32",
 ) -> ParityReport:
     """Run each backend on each folder, and the reference on the first, on the same batches.
 
@@ -127,7 +134,7 @@ def compare(
     pooled = is_sentence_folder(folders[0])
     results: list[BackendResult] = []
     for name, module in modules.items():
-        first: dict[str, Any] | None = None
+        first: Arrays = {}
         for folder in folders:
             start = time.perf_counter()
             with module.exact(dtype):
@@ -168,9 +175,7 @@ def _random_batch(config: DistilBertConfig) -> Batch:
     return {"input_ids": ids, "attention_mask": (np.arange(seq) < lengths[:, None]).astype(np.int64)}
 
 
-def run_reference(
-    config: DistilBertConfig, weights: reference.Weights, pooling: PoolingConfig, batch: Batch
-) -> Arrays:
+def run_reference(config: DistilBertConfig, weights: reference.Weights, pooling: PoolingConfig, batch: Batch) -> Arrays:
     """Every place of the reference on a batch, in the order of computation."""
     return _places(reference.sentence_embedding(config, weights, pooling, **batch))
 

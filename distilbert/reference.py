@@ -29,7 +29,7 @@ def erf(x: Float64) -> Float64:
 
 
 def gelu(x: Float64) -> Float64:
-    """x times the normal distribution function at x."""
+    """X times the normal distribution function at x."""
     return 0.5 * x * (1.0 + erf(x / math.sqrt(2.0)))
 
 
@@ -44,7 +44,7 @@ def sigmoid(x: Float64) -> Float64:
 
 
 def silu(x: Float64) -> Float64:
-    """x times its sigmoid."""
+    """X times its sigmoid."""
     return x * sigmoid(x)
 
 
@@ -87,7 +87,10 @@ def keep_mask(attention_mask: ArrayLike, batch: int, seq: int) -> NDArray[np.boo
 
 
 def embed(
-    weights: Weights, input_ids: ArrayLike | None, position_ids: ArrayLike | None, inputs_embeds: ArrayLike | None
+    weights: Weights,
+    input_ids: ArrayLike | None,
+    position_ids: ArrayLike | None,
+    inputs_embeds: ArrayLike | None,
 ) -> Float64:
     """LayerNorm(word + position): (batch, seq, dim)."""
     words = weights["distilbert.embeddings.word_embeddings.weight"]
@@ -123,10 +126,17 @@ def merge_heads(x: Float64) -> Float64:
 
 
 def self_attention(
-    x: Float64, weights: Weights, name: str, config: DistilBertConfig, keep: NDArray[np.bool_], head_mask: Float64 | float
+    x: Float64,
+    weights: Weights,
+    name: str,
+    config: DistilBertConfig,
+    keep: NDArray[np.bool_],
+    head_mask: Float64 | float,
 ) -> tuple[Float64, Float64]:
     """Multi-head self-attention: (batch, seq, dim), and the probabilities."""
-    q, k, v = (split_heads(linear(x, weights, f"{name}.{part}"), config.head_dim) for part in ("q_lin", "k_lin", "v_lin"))
+    q, k, v = (
+        split_heads(linear(x, weights, f"{name}.{part}"), config.head_dim) for part in ("q_lin", "k_lin", "v_lin")
+    )
     context, probabilities = attend(q, k, v, keep, head_mask)
     return linear(merge_heads(context), weights, f"{name}.out_lin"), probabilities
 
@@ -137,7 +147,12 @@ def feed_forward(x: Float64, weights: Weights, name: str, config: DistilBertConf
 
 
 def block(
-    x: Float64, weights: Weights, name: str, config: DistilBertConfig, keep: NDArray[np.bool_], head_mask: Float64 | float
+    x: Float64,
+    weights: Weights,
+    name: str,
+    config: DistilBertConfig,
+    keep: NDArray[np.bool_],
+    head_mask: Float64 | float,
 ) -> tuple[Float64, Float64]:
     """One post-norm layer: (batch, seq, dim), and the attention probabilities."""
     attended, probabilities = self_attention(x, weights, f"{name}.attention", config, keep, head_mask)

@@ -146,6 +146,7 @@ BERT = Layout("bert", _SAME, column="bert")
 KERAS = Layout("keras", _KERAS)  # attributes of distilbert.tf's modules, which are named as in PyTorch
 LAYOUTS = {layout.name: layout for layout in (PT, TF, FLAX, BERT, KERAS)}
 
+
 def _with_and_without(prefix: str, reasons: Mapping[str, str]) -> dict[str, str]:
     return {start + name: why for name, why in reasons.items() for start in ("", prefix)}
 
@@ -263,7 +264,9 @@ def all_specs(config: DistilBertConfig) -> dict[str, TensorSpec]:
 def _specs(config: DistilBertConfig, above: Sequence[Module], sizes: Mapping[str, int]) -> dict[str, TensorSpec]:
     blocks = [(module, layer) for layer in range(config.n_layers) for module in BLOCK]
     rows = [*((module, None) for module in EMBEDDINGS), *blocks, *((module, None) for module in above)]
-    specs = (TensorSpec(m, leaf, layer, _shape(m, leaf, layer, config, sizes)) for m, layer in rows for leaf in m.leaves)
+    specs = (
+        TensorSpec(m, leaf, layer, _shape(m, leaf, layer, config, sizes)) for m, layer in rows for leaf in m.leaves
+    )
     return {spec.name: spec for spec in specs}
 
 

@@ -80,7 +80,12 @@ class BertCheckpoint(Checkpoint):
             name = prefix + weight_map.TOKEN_TYPE_EMBEDDINGS
             if name in self._stored.info:
                 info = self._stored.info[name]
-                if len(info.shape) != 2 or not info.shape[0] or info.shape[1] != self.config.dim or info.dtype not in FLOATS:
+                if (
+                    len(info.shape) != 2
+                    or not info.shape[0]
+                    or info.shape[1] != self.config.dim
+                    or info.dtype not in FLOATS
+                ):
                     detail = f"{name!r} has shape {info.shape}, must have (at least 1, {self.config.dim})"
                     raise CheckpointError(self.path, "ShapeMismatch", detail)
                 return name

@@ -1,0 +1,1 @@
+"""Checkpoint files: bytes to named arrays and back, safely, with no framework."""

@@ -86,12 +86,8 @@ def write_weights(
             detail = f"holds {other.file}; two weight files in a folder could disagree, choose another folder"
             raise CheckpointError(folder, "DestinationExists", detail)
     headless = not any(not spec.name.startswith("distilbert.") for spec in specs.values())
-    sources = {
-        stored: spec for spec in specs.values() for stored in target.stored_names(spec, head, headless=headless)
-    }
-    info = {
-        stored: TensorInfo(spec.stored_shape(target.layout), dtypes[spec.name]) for stored, spec in sources.items()
-    }
+    sources = {stored: spec for spec in specs.values() for stored in target.stored_names(spec, head, headless=headless)}
+    info = {stored: TensorInfo(spec.stored_shape(target.layout), dtypes[spec.name]) for stored, spec in sources.items()}
 
     def read_stored(stored: str) -> Array:
         spec = sources[stored]
@@ -108,7 +104,9 @@ def check_format(name: str) -> Format:
         CheckpointError: there is none.
     """
     if name not in WRITABLE:
-        raise CheckpointError(name, "VersionUnsupported", f"is not a format to write; choose from {', '.join(WRITABLE)}")
+        raise CheckpointError(
+            name, "VersionUnsupported", f"is not a format to write; choose from {', '.join(WRITABLE)}"
+        )
     return FORMATS[name]
 
 

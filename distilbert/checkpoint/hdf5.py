@@ -17,9 +17,15 @@ import numpy as np
 
 from distilbert.checkpoint import safely
 from distilbert.checkpoint.tensors import (
-    DTYPES, MAX_RANK, MAX_TENSORS, Array, StoredTensors, TensorInfo,
+    DTYPES,
+    MAX_RANK,
+    MAX_TENSORS,
+    Array,
+    StoredTensors,
+    TensorInfo,
 )  # fmt: skip
-from distilbert.errors import CheckpointError, MissingDependencyError, escape
+from distilbert.errors import CheckpointError, escape
+from distilbert.optional import require
 
 MAX_DEPTH = 12
 MAX_ATTRIBUTE_BYTES = 64_000  # HDF5 keeps attributes in a header of 64 KiB; Keras splits longer lists
@@ -33,10 +39,7 @@ def read(path: Path) -> StoredTensors:
     Raises:
         CheckpointError: the file is not HDF5, is damaged, or uses what weights do not need.
     """
-    try:
-        import pyfive
-    except ImportError as error:
-        raise MissingDependencyError("pyfive", "formats", "Reading a tf_model.h5 file", str(error)) from None
+    pyfive = require("pyfive", extra="formats", needed_for="Reading a tf_model.h5 file")
     file = safely.open_checked(path)
     start = file.read(64)
     if not start.startswith(_MAGIC):
@@ -92,10 +95,7 @@ def _info(path: Path, name: str, dataset: Any, file_size: int) -> TensorInfo:
 
 def write(path: Path, info: Mapping[str, TensorInfo], read_one: Callable[[str], Array]) -> None:
     """Write datasets one at a time, all or nothing. A name is LAYER_GROUP/weight_name, as Keras 2 lays files out."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingDependencyError("h5py", "formats", "Writing a tf_model.h5 file", str(error)) from None
+    h5py = require("h5py", extra="formats", needed_for="Writing a tf_model.h5 file")
     layers: dict[str, list[str]] = {}
     for name in info:
         layer, weight_name = name.split("/", 1)

@@ -148,9 +148,11 @@ class Checkpoint(Mapping[str, Array]):
             ("ShapeMismatch", "does not fit its config:", misshapen),
             ("DtypeUnsupported", "holds integers in", mistyped),
         )
-        if found := [(kind, f"{verb} {', '.join(names)}") for kind, verb, names in problems if names]:
+        found = [problem for problem in problems if problem[2]]
+        if found:
             counted = f"{len(missing)} missing, {len(unexpected)} unexpected, {len(misshapen)} misshapen tensors: "
-            raise CheckpointError(self.path, found[0][0], counted + "; ".join(text for _, text in found))
+            texts = (f"{verb} {', '.join(names)}" for _, verb, names in found)
+            raise CheckpointError(self.path, found[0][0], counted + "; ".join(texts))
 
     def _report(self, skipped: dict[str, str]) -> LoadReport:
         first = {name: stored[0] for name, stored in self._sources.items()}
@@ -231,7 +233,9 @@ def _new_tensors(
     config: DistilBertConfig, specs: Mapping[str, TensorSpec], sources: Mapping[str, Any], *, new_head: bool
 ) -> dict[str, str]:
     """Tensors to make because the file lacks them and a rule allows it, with the rule."""
-    new = {n: "a head that the file does not have" for n, s in specs.items() if new_head and s.module in weight_map.ABOVE}
+    new = {
+        n: "a head that the file does not have" for n, s in specs.items() if new_head and s.module in weight_map.ABOVE
+    }
     if config.sinusoidal_pos_embds and weight_map.POSITION_EMBEDDINGS in specs:
         new[weight_map.POSITION_EMBEDDINGS] = "the sinusoidal table, which the config asks for"
     return {name: why for name, why in new.items() if name not in sources}
@@ -240,7 +244,7 @@ def _new_tensors(
 def _make(config: DistilBertConfig, spec: TensorSpec) -> Array:
     if spec.name == weight_map.POSITION_EMBEDDINGS:
         return sinusoidal_table(*spec.shape)
-    return initial_tensor(config, spec, np.random.RandomState(0))  # noqa: NPY002 - the stream of initial_weights
+    return initial_tensor(config, spec, np.random.RandomState(0))
 
 
 def _same_bits(a: Array, b: Array) -> bool:

@@ -10,16 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
 
 from distilbert.checkpoint import safely
 from distilbert.checkpoint.tensors import (
-    DTYPES, MAX_RANK, MAX_TENSORS, Array, StoredTensors, TensorInfo, raw_bytes,
+    DTYPES,
+    MAX_RANK,
+    MAX_TENSORS,
+    Array,
+    StoredTensors,
+    TensorInfo,
+    raw_bytes,
 )  # fmt: skip
-from distilbert.errors import CheckpointError, MissingDependencyError
+from distilbert.errors import CheckpointError
+from distilbert.optional import require
 
 MAX_DEPTH = 12
 CHUNK_BYTES = 1 << 30
@@ -27,12 +33,8 @@ _CHUNKED = "__msgpack_chunked_array__"
 _ARRAY = 1  # extension code
 
 
-def _library() -> ModuleType:
-    try:
-        import msgpack
-    except ImportError as error:
-        raise MissingDependencyError("msgpack", "formats", "A flax_model.msgpack file", str(error)) from None
-    return msgpack
+def _library() -> Any:
+    return require("msgpack", extra="formats", needed_for="A flax_model.msgpack file")
 
 
 def read(path: Path) -> StoredTensors:
@@ -60,7 +62,7 @@ def _unpack(path: Path) -> Any:
     msgpack = _library()
     with safely.open_checked(path) as file:
         data = file.read()
-    if not data or data[0] & 0xF0 != 0x80 and data[0] not in (0xDE, 0xDF):  # a map, of any length
+    if not data or (data[0] & 0xF0 != 0x80 and data[0] not in (0xDE, 0xDF)):  # a map, of any length
         raise CheckpointError(path, "BadMagic", f"is not a MessagePack map but {safely.what_is(data[:64])}")
     try:
         return msgpack.unpackb(

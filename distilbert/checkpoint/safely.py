@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -110,7 +110,9 @@ def parse_json(data: bytes, path: str | os.PathLike[str], kind: Kind = "HeaderIn
     try:
         value: Any = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
-        raise CheckpointError(path, kind, f"is not UTF-8 text (byte {error.start}): it is {what_is(data[:64])}") from None
+        raise CheckpointError(
+            path, kind, f"is not UTF-8 text (byte {error.start}): it is {what_is(data[:64])}"
+        ) from None
     except json.JSONDecodeError as error:
         found = f"; it is {what_is(data[:64])}" if data[:1] != b"{" else ""
         raise CheckpointError(path, kind, f"is not valid JSON (line {error.lineno}: {error.msg}){found}") from None
@@ -137,7 +139,7 @@ def _refuse_constant(text: str) -> None:
 
 
 @contextlib.contextmanager
-def write_file(path: Path) -> Iterator[Path]:
+def write_file(path: Path) -> Generator[Path]:
     """Yield a temporary sibling of `path` to write to; on success it takes the place of `path`, on error it is gone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
@@ -151,7 +153,7 @@ def write_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path) -> Generator[Path]:
     """Yield a temporary sibling folder to fill; on success it becomes `path`, on error nothing is left.
 
     Raises:

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from distilbert.checkpoint import safely
-from distilbert.checkpoint.tensors import DTYPES, MAX_RANK, MAX_TENSORS, Array, StoredTensors, TensorInfo, raw_bytes
+from distilbert.checkpoint.tensors import (
+    DTYPES,
+    MAX_RANK,
+    MAX_TENSORS,
+    Array,
+    StoredTensors,
+    TensorInfo,
+    raw_bytes,
+)
 from distilbert.errors import CheckpointError
 
 MAX_HEADER_BYTES = 16 << 20
@@ -109,7 +117,11 @@ def write(path: Path, info: Mapping[str, TensorInfo], read_one: Callable[[str], 
     position = 0
     for name, entry in info.items():
         size = math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
-        header[name] = {"dtype": _CODES[entry.dtype], "shape": entry.shape, "data_offsets": [position, position + size]}
+        header[name] = {
+            "dtype": _CODES[entry.dtype],
+            "shape": entry.shape,
+            "data_offsets": [position, position + size],
+        }
         position += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)

@@ -30,8 +30,10 @@ def save_checkpoint(
     specs = weight_map.tensor_specs(config, head)
     if config.tie_word_embeddings:
         specs.pop(weight_map.TIED_PROJECTOR, None)  # stored once, as the reference does
-    lazy = isinstance(weights, Checkpoint)
-    dtypes = {name: weights.dtype(name) if lazy else weights[name].dtype.name for name in specs}
+    if isinstance(weights, Checkpoint):  # known without reading
+        dtypes = {name: weights.dtype(name) for name in specs}
+    else:
+        dtypes = {name: weights[name].dtype.name for name in specs}
     write_weights(folder, format, head, specs, dtypes, weights.__getitem__)
     if pooling is not None:
         write_pooling(folder, config, pooling)

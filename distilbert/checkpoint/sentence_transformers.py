@@ -86,7 +86,11 @@ def _read_length(encoder: Path) -> int | None:
 
 def write_pooling(folder: Path, config: DistilBertConfig, pooling: PoolingConfig) -> None:
     """Write the settings beside the encoder in `folder`; the weights and config.json are the encoder's."""
-    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] * pooling.normalize)]
+    kinds = [
+        ("", "Transformer"),
+        ("1_Pooling", "Pooling"),
+        *([("2_Normalize", "Normalize")] * pooling.normalize),
+    ]
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate(kinds)

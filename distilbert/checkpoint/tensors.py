@@ -38,7 +38,10 @@ class StoredTensors(Mapping[str, Array]):
     """The tensors of a file: `info` describes them all, indexing reads one as a fresh array."""
 
     def __init__(
-        self, info: Mapping[str, TensorInfo], read: Callable[[str], Array], metadata: Mapping[str, str] | None = None
+        self,
+        info: Mapping[str, TensorInfo],
+        read: Callable[[str], Array],
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.info, self._read, self.metadata = info, read, metadata or {}
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 import io
 import math
-import pickle  # noqa: S403 - only subclassed, with every global refused but the stand-ins below
+import pickle
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 
@@ -82,7 +82,7 @@ class _RebuildParameter:
 class _Unpickler(pickle.Unpickler):
     """An unpickler whose whole world is the table below."""
 
-    _KNOWN: dict[tuple[str, str], Any] = {
+    _KNOWN: ClassVar[dict[tuple[str, str], Any]] = {
         ("collections", "OrderedDict"): _StateDict,
         ("torch._utils", "_rebuild_tensor_v2"): _Rebuild(),
         ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
@@ -160,7 +160,9 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> byte
     except KeyError:
         raise CheckpointError(path, "Truncated", f"lacks the member {name!r}") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError):
-        raise CheckpointError(path, "SizeMismatch", f"has damaged bytes in {name!r}; copy or download it again") from None
+        raise CheckpointError(
+            path, "SizeMismatch", f"has damaged bytes in {name!r}; copy or download it again"
+        ) from None
 
 
 def _state_dict(path: Path, data: bytes) -> dict[str, _Tensor]:

@@ -1,13 +1,10 @@
 """DistilBERT in Flax NNX."""
 
-from distilbert.errors import MissingDependencyError
+from distilbert.optional import require
 
-try:
-    import flax.nnx as _nnx  # noqa: F401 - so that the error below names what is missing
-except ImportError as error:
-    raise MissingDependencyError("flax", "flax", "distilbert.flax", str(error)) from None
+require("flax.nnx", extra="flax", needed_for="distilbert.flax")
 
-from distilbert.flax.model import DistilBertForSentenceEmbedding, DistilBertModel
-from distilbert.flax.pretrained import exact
+from distilbert.flax.model import DistilBertForSentenceEmbedding, DistilBertModel  # noqa: E402 - after the check
+from distilbert.flax.pretrained import exact  # noqa: E402
 
 __all__ = ["DistilBertForSentenceEmbedding", "DistilBertModel", "exact"]

@@ -29,7 +29,7 @@ ACTIVATIONS = {
 }
 
 
-class FixedTable(nnx.Variable):
+class FixedTable(nnx.Variable[Any]):
     """A table that is not trained: no nnx.Param, so gradients and optimizers pass it by."""
 
 
@@ -75,10 +75,10 @@ class Embeddings(nnx.Module):
             table[...] = table[...].at[config.pad_token_id].set(0.0)
         if config.sinusoidal_pos_embds:
             table = sinusoidal_table(config.max_position_embeddings, config.dim)
-            self.position_embeddings.embedding = FixedTable(jnp.asarray(table))
+            setattr(self.position_embeddings, "embedding", FixedTable(jnp.asarray(table)))  # noqa: B010 - not the Param that it declares
 
-    def __call__(self, input_ids: Array | None, position_ids: Array | None, inputs_embeds: Array | None) -> Array:
-        word = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (batch, seq, dim)
+    def __call__(self, input_ids: Any, position_ids: Any, inputs_embeds: Any) -> Array:
+        word = inputs_embeds if input_ids is None else self.word_embeddings(input_ids)  # (batch, seq, dim)
         if position_ids is None:
             position_ids = jnp.arange(word.shape[1])[None, :]  # (1, seq)
         position = self.position_embeddings(position_ids)  # (batch or 1, seq, dim)
@@ -111,9 +111,7 @@ class MultiHeadSelfAttention(nnx.Module):
     def split(self, x: Array) -> Array:
         return x.reshape(*x.shape[:2], self.n_heads, self.head_dim).swapaxes(1, 2)  # (batch, n_heads, seq, head_dim)
 
-    def attend(
-        self, q: Array, k: Array, v: Array, keep: Array | None, head_mask: Array | None
-    ) -> tuple[Array, Array]:
+    def attend(self, q: Array, k: Array, v: Array, keep: Array | None, head_mask: Array | None) -> tuple[Array, Array]:
         scores = (q * self.head_dim**-0.5) @ k.swapaxes(-1, -2)  # (batch, n_heads, seq, seq)
         if keep is not None:  # replaced, not added to: a row without a key becomes uniform
             scores = jnp.where(keep, scores, jnp.finfo(scores.dtype).min)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from distilbert import weight_map
 from distilbert.checkpoint.loading import LoadReport, open_checkpoint
@@ -40,7 +41,7 @@ class PretrainedModel(nnx.Module):
 
         `settings` are further arguments of the class, such as `pooling`.
         """
-        model = cls(config, **settings, rngs=nnx.Rngs(seed))
+        model = cls._new(config, seed, **settings)
         model.assign(initial_weights(config, cls.__name__, seed=seed))
         model.eval()
         return model
@@ -74,11 +75,17 @@ class PretrainedModel(nnx.Module):
             revision=revision, **config_overrides,
         )  # fmt: skip
         weights = dict(source)  # all read and checked before the first is assigned
-        model = cls(source.config, **source.settings, rngs=nnx.Rngs(0))
+        model = cls._new(source.config, 0, **source.settings)
         model.assign(weights)
         model.load_report = source.report
         model.eval()
         return model
+
+    @classmethod
+    def _new(cls, config: DistilBertConfig, seed: int, **settings: Any) -> Self:
+        """A model with generators for its dropout."""
+        make = cast("Callable[..., Self]", cls)  # every model takes rngs, which this base does not
+        return make(config, **settings, rngs=nnx.Rngs(seed))
 
     def assign(self, weights: Mapping[str, Array]) -> None:
         """Set variables to canonical arrays, whose dtype becomes theirs."""
@@ -99,7 +106,7 @@ class PretrainedModel(nnx.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str], format: str = "safetensors") -> None:  # noqa: A002
         """Write weights and config.json into `folder`: "safetensors", "tf-h5" or "flax-msgpack"."""
-        pooling: PoolingConfig | None = self.pooling.config if hasattr(self, "pooling") else None
+        pooling: PoolingConfig | None = getattr(getattr(self, "pooling", None), "config", None)
         save_checkpoint(Path(folder), format, type(self).__name__, self.config, self.weights_by_name(), pooling)
 
     @property
@@ -129,11 +136,11 @@ def as_array(x: Any, dtype: Any = None) -> Any:
 
 def values(array: Any) -> Array | None:
     """The array's values for a check, or None while it is being traced."""
-    return None if isinstance(array, jax.core.Tracer) else np.asarray(array)
+    return None if isinstance(array, Tracer) else np.asarray(array)
 
 
 @contextlib.contextmanager
-def exact(dtype: str) -> Iterator[None]:
+def exact(dtype: str) -> Generator[None]:
     """The mode in which results are compared: float64 where asked for, no products in reduced precision."""
     with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
         yield

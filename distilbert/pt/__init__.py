@@ -1,13 +1,10 @@
 """DistilBERT in PyTorch."""
 
-from distilbert.errors import MissingDependencyError
+from distilbert.optional import require
 
-try:
-    import torch as _torch  # noqa: F401 - so that the error below names what is missing
-except ImportError as error:
-    raise MissingDependencyError("torch", "pt", "distilbert.pt", str(error)) from None
+require("torch", extra="pt", needed_for="distilbert.pt")
 
-from distilbert.pt.model import DistilBertForSentenceEmbedding, DistilBertModel
-from distilbert.pt.pretrained import exact
+from distilbert.pt.model import DistilBertForSentenceEmbedding, DistilBertModel  # noqa: E402 - after the check
+from distilbert.pt.pretrained import exact  # noqa: E402
 
 __all__ = ["DistilBertForSentenceEmbedding", "DistilBertModel", "exact"]

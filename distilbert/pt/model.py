@@ -75,8 +75,8 @@ class Embeddings(nn.Module):
                 self.position_embeddings.weight.copy_(torch.from_numpy(table))
                 self.position_embeddings.weight.requires_grad_(False)
 
-    def forward(self, input_ids: Tensor | None, position_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        word = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (batch, seq, dim)
+    def forward(self, input_ids: Any, position_ids: Any, inputs_embeds: Any) -> Tensor:
+        word = inputs_embeds if input_ids is None else self.word_embeddings(input_ids)  # (batch, seq, dim)
         if position_ids is None:
             position_ids = torch.arange(word.shape[1], device=word.device)[None, :]  # (1, seq)
         position = self.position_embeddings(position_ids)  # (batch or 1, seq, dim)
@@ -267,7 +267,10 @@ class DistilBertModel(PretrainedModel):
         device, dtype = self.device, self.dtype
         input_ids, position_ids = as_tensor(input_ids, device), as_tensor(position_ids, device)
         attention_mask = as_tensor(attention_mask, device)
-        inputs_embeds, head_mask = as_tensor(inputs_embeds, device, dtype), as_tensor(head_mask, device, dtype)
+        inputs_embeds, head_mask = (
+            as_tensor(inputs_embeds, device, dtype),
+            as_tensor(head_mask, device, dtype),
+        )
         check_inputs(self.config, input_ids, attention_mask, position_ids, inputs_embeds, head_mask, values)
         if head_mask is not None:
             head_mask = head_mask.expand(self.config.n_layers, self.config.n_heads)

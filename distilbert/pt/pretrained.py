@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -110,7 +110,7 @@ class PretrainedModel(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str], format: str = "safetensors") -> None:  # noqa: A002
         """Write weights and config.json into `folder`: "safetensors", "tf-h5" or "flax-msgpack"."""
-        pooling: PoolingConfig | None = self.pooling.config if hasattr(self, "pooling") else None  # pyright: ignore[reportAssignmentType]
+        pooling: PoolingConfig | None = getattr(getattr(self, "pooling", None), "config", None)
         save_checkpoint(Path(folder), format, type(self).__name__, self.config, self.weights_by_name(), pooling)
 
     def set_attn_implementation(self, attn_implementation: str) -> Self:
@@ -119,7 +119,7 @@ class PretrainedModel(nn.Module):
             raise ValueError(f"attn_implementation must be one of {', '.join(ATTENTION)}, got {attn_implementation!r}.")
         for module in self.modules():
             if hasattr(module, "implementation"):
-                module.implementation = attn_implementation
+                setattr(module, "implementation", attn_implementation)  # noqa: B010 - a plain attribute, no parameter
         return self
 
     @property
@@ -161,13 +161,13 @@ def as_tensor(x: Any, device: torch.device, dtype: torch.dtype | None = None) ->
 
 def values(tensor: Tensor) -> Array | None:
     """The tensor's values for a check, or None while it is being traced."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return None
     return to_numpy(tensor)
 
 
 @contextlib.contextmanager
-def exact(dtype: str) -> Iterator[None]:  # noqa: ARG001 - as in the twins
+def exact(dtype: str) -> Generator[None]:  # noqa: ARG001 - as in the twins
     """The mode in which results are compared: no gradients, no products in reduced precision."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

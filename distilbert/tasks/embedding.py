@@ -26,7 +26,11 @@ class SentenceEncoder:
         if hasattr(model, "requires_grad_"):
             model.requires_grad_(False)  # PyTorch records nothing for a gradient that nobody asks for
         self.model, self.tokenizer = model, tokenizer
-        limits = (model.pooling.config.max_seq_length, tokenizer.model_max_length, model.config.max_position_embeddings)
+        limits = (
+            model.pooling.config.max_seq_length,
+            tokenizer.model_max_length,
+            model.config.max_position_embeddings,
+        )
         self.max_length = min(limit for limit in limits if limit is not None)
 
     @classmethod

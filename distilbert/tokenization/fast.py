@@ -107,7 +107,9 @@ class DistilBertTokenizerFast:
         except CheckpointError as error:
             raise TokenizerError(str(error)) from None
         except (KeyError, TypeError, AttributeError) as error:
-            raise TokenizerError(f"{folder}: the tokenizer files are not a DistilBERT tokenizer's ({error!r}).") from None
+            raise TokenizerError(
+                f"{folder}: the tokenizer files are not a DistilBERT tokenizer's ({error!r})."
+            ) from None
 
     def __call__(
         self, texts: str | Sequence[str], *, truncation: bool = False, max_length: int | None = None
@@ -125,7 +127,9 @@ class DistilBertTokenizerFast:
         Raises:
             DataError: a text is too long, or no valid Unicode.
         """
-        ids = self.encode_batch([texts] if isinstance(texts, str) else texts, truncation=truncation, max_length=max_length)
+        ids = self.encode_batch(
+            [texts] if isinstance(texts, str) else texts, truncation=truncation, max_length=max_length
+        )
         return self.pad(ids)
 
     def pad(self, ids: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
@@ -149,9 +153,8 @@ class DistilBertTokenizerFast:
         for i, tokens in enumerate(ids):
             if limit is not None and len(tokens) > limit:
                 if not truncation:
-                    raise DataError(
-                        f"text {i} has {len(tokens)} tokens, more than {limit}: truncate it (truncation=True) or split it."
-                    )
+                    remedy = "truncate it (truncation=True) or split it"
+                    raise DataError(f"text {i} has {len(tokens)} tokens, more than {limit}: {remedy}.")
                 ids[i] = [*tokens[: limit - 1], tokens[-1]]  # [SEP] stays
         return ids
 
@@ -162,9 +165,15 @@ def _read_tokenizer(path: Path) -> tuple[dict[str, int], dict[str, Any]]:
     for part, allowed in _PARTS.items():
         kind = (content.get(part) or {}).get("type", "WordPiece" if part == "model" else None)
         if kind not in allowed:
-            raise TokenizerError(f"{path}: {part} must be {' or '.join(allowed)} in a DistilBERT tokenizer, got {kind}.")
+            raise TokenizerError(
+                f"{path}: {part} must be {' or '.join(allowed)} in a DistilBERT tokenizer, got {kind}."
+            )
     model, normalizer = content["model"], content["normalizer"]
-    wanted = {"unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": _CHARACTERS_PER_WORD}
+    wanted = {
+        "unk_token": "[UNK]",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": _CHARACTERS_PER_WORD,
+    }
     for key, value in wanted.items():
         if model.get(key, value) != value:
             raise TokenizerError(f"{path}: {key} must be {value!r}, got {model[key]!r}.")
