@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 import ml_dtypes
+import tensorflow as tf
 from keras import ops
 
 from distilbert.checks import check_inputs, check_no_unknown, check_pooling_mask
@@ -149,7 +150,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         if keep is not None:  # replaced, not added to: a row without a key becomes uniform
             scores = ops.where(keep, scores, lowest(scores))
         softmax_dtype = keras.backend.result_type(scores.dtype, "float32")
-        probabilities = self.dropout(ops.cast(ops.softmax(ops.cast(scores, softmax_dtype)), q.dtype))
+        probabilities = self.dropout(ops.cast(tf.nn.softmax(ops.cast(scores, softmax_dtype)), q.dtype))
         if head_mask is not None:
             probabilities = probabilities * head_mask[:, None, None]
         return ops.matmul(probabilities, v), probabilities  # (batch, n_heads, seq, head_dim)

