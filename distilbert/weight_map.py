@@ -223,8 +223,9 @@ class TensorSpec:
         leaves = [self.spelling(layout).name]
         if self.module.kind == "norm" and layout.leaves is _SAME:
             leaves.append(_OLD_NORM_LEAVES[self.leaf])
+        bases = ("bert.", "") if layout.column == "bert" else (BASE, "") if self.module.name.startswith(BASE) else ("",)
         for leaf in leaves:
-            for base in ("bert.", "") if layout.column == "bert" else (BASE, ""):
+            for base in bases:
                 yield self._joined(layout, base, leaf)
 
     def _joined(self, layout: Layout, base: str, leaf: str) -> str:

@@ -29,6 +29,10 @@ class Format:
         """Every name under which a file of this format holds the tensor."""
         return h5_paths(spec, head) if self.module is hdf5 else [spec.stored_name(self.layout, headless=headless)]
 
+    def written_dtype(self, dtype: str) -> str:
+        """The dtype in which a file of this format holds `dtype`: HDF5 has no bfloat16, float32 holds it exactly."""
+        return "float32" if self.module is hdf5 and dtype == "bfloat16" else dtype
+
     def plain_name(self, stored: str) -> str:
         """A stored name as its layout spells it."""
         return from_h5_path(stored) if self.module is hdf5 else stored
@@ -87,7 +91,10 @@ def write_weights(
             raise CheckpointError(folder, "DestinationExists", detail)
     headless = not any(not spec.name.startswith("distilbert.") for spec in specs.values())
     sources = {stored: spec for spec in specs.values() for stored in target.stored_names(spec, head, headless=headless)}
-    info = {stored: TensorInfo(spec.stored_shape(target.layout), dtypes[spec.name]) for stored, spec in sources.items()}
+    info = {
+        stored: TensorInfo(spec.stored_shape(target.layout), target.written_dtype(dtypes[spec.name]))
+        for stored, spec in sources.items()
+    }
 
     def read_stored(stored: str) -> Array:
         spec = sources[stored]

@@ -7,6 +7,7 @@ their bytes are then read here. So links to files, external storage, virtual dat
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -40,21 +41,22 @@ def read(path: Path) -> StoredTensors:
         CheckpointError: the file is not HDF5, is damaged, or uses what weights do not need.
     """
     pyfive = require("pyfive", extra="formats", needed_for="Reading a tf_model.h5 file")
-    file = safely.open_checked(path)
+    file = _BoundedReader(safely.open_checked(path).detach())
     start = file.read(64)
     if not start.startswith(_MAGIC):
         file.close()
         raise CheckpointError(path, "BadMagic", f"is not an HDF5 file but {safely.what_is(start)}")
     file.seek(0)
-    size = os.fstat(file.fileno()).st_size
     try:
         found = dict(_walk(path, pyfive.File(file), "", 0))
-    except (CheckpointError, MemoryError):
+    except CheckpointError:
         raise
+    except MemoryError:
+        raise CheckpointError(path, "ResourceLimit", "claims sizes that do not fit into memory") from None
     except Exception as error:  # noqa: BLE001 - a damaged file can break the parser anywhere
         detail = f"is a damaged HDF5 file, or one with links: {type(error).__name__} {escape(str(error), 100)}"
         raise CheckpointError(path, "HeaderInvalid", detail) from None
-    info = {name: _info(path, name, dataset, size) for name, dataset in found.items()}
+    info = {name: _info(path, name, dataset, file.size) for name, dataset in found.items()}
 
     def read_one(name: str) -> Array:
         dtype, shape = DTYPES[info[name].dtype], info[name].shape
@@ -63,6 +65,17 @@ def read(path: Path) -> StoredTensors:
         return np.frombuffer(bytearray(data), dtype).reshape(shape)
 
     return StoredTensors(info, read_one)
+
+
+class _BoundedReader(io.BufferedReader):
+    """A file that never sets aside more memory for a read than the file has bytes, whatever the parser asks for."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        super().__init__(raw)
+        self.size = os.fstat(raw.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(self.size if size is None or size < 0 else min(size, self.size))
 
 
 def _walk(path: Path, group: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:

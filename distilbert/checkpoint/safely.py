@@ -8,6 +8,7 @@ fsync, rename, fsync of the directory, so that a reader finds the old file or th
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -44,7 +45,7 @@ def what_is(start: bytes) -> str:
     return "a file of another kind"
 
 
-def open_checked(path: Path) -> BinaryIO:
+def open_checked(path: Path) -> io.BufferedReader:
     """Open the regular file `path` for reading.
 
     Raises:
@@ -60,7 +61,7 @@ def open_checked(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise CheckpointError(path, "NotRegularFile", "is not a regular file")
-    return os.fdopen(descriptor, "rb")
+    return open(descriptor, "rb")  # noqa: PTH123, SIM115 - a descriptor; the caller closes it
 
 
 def _contained(path: Path, real: Path) -> bool:

@@ -26,7 +26,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: the format is unknown, or the folder holds weights in another format.
     """
-    check_format(format)
+    target = check_format(format)
     specs = weight_map.tensor_specs(config, head)
     if config.tie_word_embeddings:
         specs.pop(weight_map.TIED_PROJECTOR, None)  # stored once, as the reference does
@@ -37,4 +37,4 @@ def save_checkpoint(
     write_weights(folder, format, head, specs, dtypes, weights.__getitem__)
     if pooling is not None:
         write_pooling(folder, config, pooling)
-    write_config(folder, config, head, dtypes[weight_map.WORD_EMBEDDINGS])
+    write_config(folder, config, head, target.written_dtype(dtypes[weight_map.WORD_EMBEDDINGS]))

@@ -116,7 +116,7 @@ def read(path: Path) -> StoredTensors:
     archive = _open_archive(path)
     prefix = _prefix(path, archive)
     tensors = _state_dict(path, _member(path, archive, f"{prefix}data.pkl", MAX_PICKLE_BYTES))
-    if f"{prefix}byteorder" in archive.namelist() and archive.read(f"{prefix}byteorder") != b"little":
+    if f"{prefix}byteorder" in archive.namelist() and _member(path, archive, f"{prefix}byteorder", 16) != b"little":
         raise CheckpointError(path, "VersionUnsupported", "was written on a big-endian machine")
     for name, tensor in tensors.items():
         _check(path, archive, prefix, name, tensor)
@@ -139,7 +139,7 @@ def _open_archive(path: Path) -> zipfile.ZipFile:
         raise CheckpointError(path, kind, f"is not in PyTorch's zip layout: it is {found}")
     try:
         return zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
         raise CheckpointError(path, "Truncated", "is an incomplete or damaged zip archive; copy it again") from None
 
 
@@ -154,12 +154,13 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> byte
     """The bytes of an uncompressed member; its checksum is verified by zipfile."""
     try:
         entry = archive.getinfo(name)
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > limit:
-            raise CheckpointError(path, "ResourceLimit", f"holds {name!r} compressed or too large")
-        return archive.read(entry)
     except KeyError:
         raise CheckpointError(path, "Truncated", f"lacks the member {name!r}") from None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError):
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > limit:
+        raise CheckpointError(path, "ResourceLimit", f"holds {name!r} compressed or too large")
+    try:
+        return archive.read(entry)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OSError):
         raise CheckpointError(
             path, "SizeMismatch", f"has damaged bytes in {name!r}; copy or download it again"
         ) from None
@@ -212,4 +213,4 @@ def _build(tensor: _Tensor, data: bytes) -> Array:
     dtype = DTYPES[tensor.storage.dtype]
     flat = np.frombuffer(data, dtype)[tensor.offset : tensor.offset + math.prod(tensor.shape)]
     strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
-    return np.ndarray(tensor.shape, dtype, flat.data if flat.size else b"", strides=strides).copy("C")
+    return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides).copy("C")
