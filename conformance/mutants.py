@@ -50,7 +50,7 @@ def _first_token(pool: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _blind_to_mask(pool: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda hidden, mask, pooling: pool(hidden, None, pooling)
+    return lambda hidden, _mask, pooling: pool(hidden, None, pooling)
 
 
 def _pre_norm(x: Any, weights: Any, name: str, config: Any, keep: Any, head_mask: Any) -> tuple[Any, Any]:
@@ -68,7 +68,7 @@ def _unscaled(attend: Callable[..., Any]) -> Callable[..., Any]:
 MUTANTS = (
     Mutant("tanh GELU", {"ACTIVATIONS": {**reference.ACTIVATIONS, "gelu": reference.gelu_new}}),
     Mutant("LayerNorm epsilon 1e-6", {"LAYER_NORM_EPS": 1e-6}),
-    Mutant("mask dropped", {"keep_mask": lambda mask, batch, seq: np.ones((batch, 1, 1, seq), bool)}),  # noqa: ARG005
+    Mutant("mask dropped", {"keep_mask": lambda _mask, batch, seq: np.ones((batch, 1, 1, seq), bool)}),  # noqa: ARG005
     Mutant("query and key swapped", alter=lambda weights: _swapped(weights, "q_lin", "k_lin")),
     Mutant("out_lin transposed", alter=lambda weights: _changed(weights, "out_lin.weight", np.transpose)),
     Mutant("positions off by one", {"embed": _shifted_positions(reference.embed)}),

@@ -6,12 +6,12 @@ permission), 130 interrupted. Whatever is wrong is said in one line on standard 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -23,6 +23,9 @@ from distilbert.checkpoint import safely
 from distilbert.checkpoint.folder import WRITABLE
 from distilbert.errors import DistilBertError, MissingDependencyError, escape
 from distilbert.parity import ParityReport, compare, read_texts
+
+# Typer's base class of usage errors, which is click's or typer's own copy of it, depending on the version.
+_UsageError: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     help="DistilBERT for PyTorch, TensorFlow/Keras 3 and Flax NNX.",
@@ -54,7 +57,8 @@ def convert(
     from weights_convert.convert import convert as run
 
     console = Console()
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    errors = Console(stderr=True)
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task("Converting", total=None)
         done = run(
             source,
@@ -73,7 +77,7 @@ def convert(
 def parity(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="FOLDER [FOLDER...]", help="A checkpoint; further folders hold it in other formats."),
+        typer.Argument(metavar="FOLDER", help="A checkpoint; further folders hold it in other formats."),
     ],
     backends: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(BACKENDS),
     texts: Annotated[Path | None, typer.Option(help="UTF-8 file, one text per line, to run on.")] = None,
@@ -99,8 +103,10 @@ def _print_parity(console: Console, report: ParityReport) -> None:
     batch, seq = report.shape
     for folder in dict.fromkeys(result.folder for result in report.results):
         results = [result for result in report.results if result.folder == folder]
-        table = Table(title=f"{escape(folder)}\n{report.dtype}, {batch} x {seq} tokens", title_justify="left")
-        table.add_column("largest difference from the reference")
+        title = f"{escape(folder)}: largest difference from the reference, {report.dtype}, {batch} x {seq} tokens"
+        console.print(title, highlight=False, soft_wrap=True, markup=False)
+        table = Table()
+        table.add_column("place", no_wrap=True)
         for result in results:
             table.add_column(BACKENDS[result.backend], justify="right")
         table.add_column("allowed", justify="right")
@@ -116,13 +122,14 @@ def _print_parity(console: Console, report: ParityReport) -> None:
 
 def main(arguments: Sequence[str] | None = None, program: str = "distilbert") -> None:
     """Run the command line and exit; every error is one line."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notices of the build are not ours to print
     try:
         code = typer.main.get_command(app).main(
             args=None if arguments is None else list(arguments), prog_name=program, standalone_mode=False
         )
-    except click.ClickException as error:
+    except _UsageError as error:
         code = _fail(2, f"{error.format_message()} Try '{program} --help'.")
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         code = _fail(130, "interrupted.")
     except (DistilBertError, ValueError) as error:
         code = _fail(2, str(error))

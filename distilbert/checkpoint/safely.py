@@ -61,7 +61,7 @@ def open_checked(path: Path) -> io.BufferedReader:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise CheckpointError(path, "NotRegularFile", "is not a regular file")
-    return open(descriptor, "rb")  # noqa: PTH123, SIM115 - a descriptor; the caller closes it
+    return open(descriptor, "rb")  # noqa: PTH123 - a descriptor; the caller closes it
 
 
 def _contained(path: Path, real: Path) -> bool:

@@ -1,0 +1,211 @@
+"""The command line: what it says, how it exits, and that a wrong input is one line and writes nothing."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from conformance import cases
+from conformance.mutants import MUTANTS, planted
+from distilbert import parity
+from distilbert.checkpoint.saving import save_checkpoint
+from distilbert.config import PoolingConfig
+from tests.support import REFERENCE_FOLDERS, ROOT, run_cli, run_python
+
+FOLDER = REFERENCE_FOLDERS[0]
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A sentence-embedding folder whose weights hide nothing."""
+    head = "DistilBertForSentenceEmbedding"
+    save_checkpoint(
+        tmp_path / "tiny", "safetensors", head, cases.CONFIG, cases.weights(), PoolingConfig(normalize=True)
+    )
+    return tmp_path / "tiny"
+
+
+def tree(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_parity_of_all_backends_and_dtypes(tiny, tmp_path):
+    for dtype in ("float32", "float64"):
+        code, out, err = run_cli("parity", tiny, tiny, "--dtype", dtype, "--json", tmp_path / "r.json")
+        assert (code, err) == (0, "")
+        assert out.count("PASS") == 6
+        assert "layer 1 attention" in out
+        report = json.loads((tmp_path / "r.json").read_text())
+        assert [r["backend"] for r in report["results"]] == ["pt", "pt", "tf", "tf", "flax", "flax"]
+        assert report["passed"] is True
+        assert report["dtype"] == dtype
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+def test_parity_fails_when_the_reference_is_wrong(tiny, mutant, monkeypatch):
+    """The tool itself must notice each planted fault, in the dtype that leaves no room for rounding."""
+    original = parity.run_reference
+    monkeypatch.setattr(parity, "run_reference", lambda c, weights, *rest: original(c, mutant.alter(weights), *rest))
+    with planted(mutant):
+        code, out, _ = run_cli("parity", tiny, "--backends", "pt", "--dtype", "float64")
+    assert code == 1
+    assert "FAIL: " in out
+    assert "PASS" not in out
+
+
+def test_parity_names_the_first_difference(tiny, tmp_path):
+    """One weight of layer 1 changed by a thousandth, in a second folder that should hold the same."""
+    other = tmp_path / "other"
+    shutil.copytree(tiny, other)
+    tensors = load_file(other / "model.safetensors")
+    tensors["distilbert.transformer.layer.1.ffn.lin1.weight"][0, 0] += 1e-3
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    code, out, _ = run_cli("parity", tiny, other, "--backends", "flax")
+    assert code == 1
+    assert "FAIL: loads other bits than from the first folder" in out
+    assert out.count("PASS") == 1
+    row = parity.Row("layer 1 hidden state", 1e-3, 1e-5)
+    failed = parity.BackendResult("pt", "f", (parity.Row("embeddings", 0.0, 1e-5), row), same_bits=True, seconds=0.0)
+    assert failed.first_failure == "layer 1 hidden state differs by 1.0e-03, allowed 1e-05"
+
+
+def test_nan_is_never_equal():
+    nan = np.array([1.0, np.nan])
+    assert parity.largest_difference(nan, nan) == float("inf")
+    assert parity.largest_difference(np.ones(2), np.ones(3)) == float("inf")
+    assert not parity.Row("x", float("nan"), 1.0).passed
+
+
+def test_convert_and_compare(tmp_path):
+    for to in ("tf-h5", "flax-msgpack", "safetensors"):
+        code, out, _ = run_cli("convert", FOLDER, tmp_path / to, "--to", to)
+        assert code == 0
+        assert "DistilBertModel: " in out
+        assert f"wrote {tmp_path / to}: config.json, " in out
+    code, out, _ = run_cli("parity", *(tmp_path / to for to in ("tf-h5", "flax-msgpack")), "--backends", "pt")
+    assert code == 0
+    done = run_python("-m", "weights_convert", str(FOLDER), str(tmp_path / "again"), "--to", "tf-h5")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "again" / "tf_model.h5").exists()
+
+
+def _lfs(folder):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+def _truncate(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-100])
+
+
+def _edit(change):
+    def edit(folder):
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+
+    return edit
+
+
+Q_LIN = "transformer.layer.0.attention.q_lin.weight"
+WRONG_FOLDERS = {
+    "no folder": (shutil.rmtree, "there is no such folder; give the folder that holds config.json and the weights"),
+    "a file": (lambda f: (shutil.rmtree(f), f.write_text("x")), "is not a folder"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "holds no weights (none of model.safetensors,"),
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json: there is no such file"),
+    "truncated": (_truncate, "ends 100 bytes too early; copy or download it again"),
+    "git-lfs": (_lfs, "a git-lfs pointer, not the file itself: run `git lfs pull`"),
+    "wrong shape": (_edit(lambda t: t.update({Q_LIN: t[Q_LIN][1:].copy()})), "has shape (7, 8), must have (8, 8)"),
+    "missing": (_edit(lambda t: t.pop(Q_LIN)), f"lacks distilbert.{Q_LIN}"),
+    "extra": (_edit(lambda t: t.update({"bogus\x1b[31m": t[Q_LIN]})), r"holds unknown bogus\x1b[31m"),
+    "not finite": (_edit(lambda t: t[Q_LIN].__setitem__((0, 0), np.nan)), "holds NaN or infinity"),
+    "wrong config": (lambda f: (f / "config.json").write_text('{"dim": 7}'), "dim must be a multiple of n_heads"),
+    "not JSON": (lambda f: (f / "config.json").write_text("{"), "is not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FOLDERS)
+@pytest.mark.parametrize("command", ["parity", "convert"])
+def test_a_wrong_folder_is_one_line_and_nothing_is_written(case, command, tmp_path):
+    change, text = WRONG_FOLDERS[case]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(FOLDER / name, folder)
+    change(folder)
+    before = tree(tmp_path)
+    arguments = ["--backends", "pt"] if command == "parity" else [tmp_path / "out", "--to", "tf-h5"]
+    code, out, err = run_cli(command, folder, *arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert text in err
+    assert all(c.isprintable() for c in err.rstrip("\n"))
+    assert tree(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
+WRONG_USAGE = {
+    "no command": ["bogus"],
+    "no folder": ["parity"],
+    "backend": ["parity", FOLDER, "--backends", "mxnet"],
+    "no backend": ["parity", FOLDER, "--backends", ""],
+    "twice": ["parity", FOLDER, "--backends", "pt,pt"],
+    "dtype": ["parity", FOLDER, "--dtype", "int8"],
+    "option": ["parity", FOLDER, "--bogus"],
+    "no texts": ["parity", FOLDER, "--texts", "/nowhere"],
+    "no tokenizer": ["parity", FOLDER, "--texts", __file__, "--backends", "pt"],
+    "format": ["convert", FOLDER, "OUT", "--to", "onnx"],
+    "no format": ["convert", FOLDER, "OUT"],
+    "convert dtype": ["convert", FOLDER, "OUT", "--to", "safetensors", "--dtype", "int4"],
+    "inside the source": ["convert", FOLDER, FOLDER / "out", "--to", "safetensors"],
+    "onto itself": ["convert", FOLDER, FOLDER, "--to", "safetensors"],
+    "exists": ["convert", FOLDER, ROOT, "--to", "safetensors"],
+}
+
+
+@pytest.mark.parametrize("case", WRONG_USAGE)
+def test_wrong_usage_is_one_line(case, tmp_path):
+    arguments = [tmp_path / "out" if argument == "OUT" else argument for argument in WRONG_USAGE[case]]
+    before = tree(FOLDER)
+    code, _, err = run_cli(*arguments)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+    assert tree(FOLDER) == before
+
+
+def test_texts_that_are_not_utf_8(minilm, tmp_path):
+    for content, text in [
+        (b"gr\xfc\xdfe\n", "is not UTF-8 text (byte 2); convert it to UTF-8"),
+        (b"\n \n", "holds no text"),
+    ]:
+        (tmp_path / "texts").write_bytes(content)
+        code, _, err = run_cli("parity", minilm / "safetensors", "--texts", tmp_path / "texts", "--backends", "pt")
+        assert code == 2
+        assert text in err
+        assert err.count("\n") == 1
+
+
+def test_an_environment_that_fails_is_exit_code_3(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("distilbert.checkpoint.safetensors.raw_bytes", full)
+    code, _, err = run_cli("convert", FOLDER, tmp_path / "out", "--to", "safetensors")
+    assert code == 3
+    assert "No space left on device" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_and_version():
+    assert "0.1.0" in run_cli("--version")[1]
+    for arguments, words in [(["--help"], ["convert", "parity"]), (["parity", "--help"], ["--backends", "--texts", "float64"]),
+                             (["convert", "--help"], ["SRC", "DST", "flax-msgpack"])]:  # fmt: skip
+        done = run_python("-m", "distilbert.cli", *arguments)
+        assert done.returncode == 0
+        assert all(word in done.stdout for word in words)
