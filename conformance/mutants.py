@@ -68,7 +68,7 @@ def _unscaled(attend: Callable[..., Any]) -> Callable[..., Any]:
 MUTANTS = (
     Mutant("tanh GELU", {"ACTIVATIONS": {**reference.ACTIVATIONS, "gelu": reference.gelu_new}}),
     Mutant("LayerNorm epsilon 1e-6", {"LAYER_NORM_EPS": 1e-6}),
-    Mutant("mask dropped", {"keep_mask": lambda _mask, batch, seq: np.ones((batch, 1, 1, seq), bool)}),  # noqa: ARG005
+    Mutant("mask dropped", {"keep_mask": lambda _mask, batch, seq: np.ones((batch, 1, 1, seq), bool)}),
     Mutant("query and key swapped", alter=lambda weights: _swapped(weights, "q_lin", "k_lin")),
     Mutant("out_lin transposed", alter=lambda weights: _changed(weights, "out_lin.weight", np.transpose)),
     Mutant("positions off by one", {"embed": _shifted_positions(reference.embed)}),

@@ -164,8 +164,8 @@ class DistilBertConfig:
         for entry in _fields():
             value = given.pop(entry.name, entry.default)
             object.__setattr__(self, entry.name, entry.metadata["check"](entry.name, value))
-        if given:
-            raise ConfigError(f"{next(iter(given))} is not a field of DistilBertConfig{_suggestion(next(iter(given)))}")
+        for name in given:
+            raise ConfigError(f"{name} is not a field of DistilBertConfig{_suggestion(name)}")
         if self.label2id is None:  # pyright: ignore[reportUnnecessaryComparison]
             object.__setattr__(self, "label2id", {label: i for i, label in self.id2label.items()})
         self._check_together()
@@ -215,7 +215,8 @@ class DistilBertConfig:
         return isinstance(other, DistilBertConfig) and vars(self) == vars(other)
 
     def __hash__(self) -> int:
-        return hash(json.dumps(self.to_dict(), sort_keys=True, default=str))
+        sizes = (self.vocab_size, self.max_position_embeddings, self.n_layers, self.n_heads, self.dim, self.hidden_dim)
+        return hash((*sizes, self.activation, self.dropout, self.attention_dropout))  # cheap: JAX asks at every call
 
     def replace(self, **changes: Any) -> Self:
         """A copy with `changes` (field names and aliases) applied and checked."""

@@ -11,11 +11,12 @@ hundredfold (measured on MiniLM-L6: 2e-4 at padding, 4e-6 at tokens, 1e-12 every
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from distilbert import reference
 from distilbert.backends import load_backend
 from distilbert.checkpoint.loading import open_checkpoint
 from distilbert.checkpoint.sentence_transformers import is_sentence_folder
+from distilbert.checkpoint.tensors import raw_bytes
 from distilbert.config import DistilBertConfig, PoolingConfig
 from distilbert.errors import DataError
 from distilbert.tokenization.fast import FILES as TOKENIZER_FILES
@@ -126,27 +128,60 @@ def compare(
         raise ValueError(f"dtype must be one of {', '.join(TOLERANCES)}, got {dtype!r}.")
     modules = {name: load_backend(name) for name in backends}
     source = open_checkpoint(folders[0], "DistilBertForSentenceEmbedding", dtype=dtype)
-    pooling: PoolingConfig = source.settings["pooling"]
-    batches = list(make_batches(folders[0], source.config, texts))
-    weights = dict(source)
-    expected = [run_reference(source.config, weights, pooling, batch) for batch in batches]
-    compared = [(batch["attention_mask"] != 0) | (dtype == "float64") for batch in batches]  # (batch, seq) each
-    pooled = is_sentence_folder(folders[0])
-    results: list[BackendResult] = []
-    for name, module in modules.items():
-        first: Arrays = {}
-        for folder in folders:
-            start = time.perf_counter()
-            with module.exact(dtype):
-                model = module.DistilBertForSentenceEmbedding.from_pretrained(folder, dtype=dtype)
-                loaded = model.weights_by_name()
-                found = [run_model(model, batch) for batch in batches]
-            first = first or loaded
-            rows = _rows(expected, found, compared, dtype, pooling if pooled else None)
-            seconds = time.perf_counter() - start
-            results.append(BackendResult(name, str(folder), rows, _same_bits(first, loaded), seconds))
+    batches = list(make_batches(source.path.parent, source.config, texts))
+    runs = [_Run.load(name, module, folder, dtype) for name, module in modules.items() for folder in folders]
+    weights, pooling = dict(source), source.settings["pooling"]
+    for batch in batches:
+        expected = _places(reference.sentence_embedding(source.config, weights, pooling, **batch))
+        compared = (batch["attention_mask"] != 0) | (dtype == "float64")  # (batch, seq)
+        for run in runs:
+            run.compare(batch, expected, compared)
+    pooled = pooling if is_sentence_folder(folders[0]) else None
     largest = max((batch["input_ids"].shape for batch in batches), key=lambda shape: shape[0] * shape[1])
-    return ParityReport(dtype, (largest[0], largest[1]), tuple(results))
+    return ParityReport(dtype, (largest[0], largest[1]), tuple(run.result(runs, dtype, pooled) for run in runs))
+
+
+@dataclass
+class _Run:
+    """A model of one backend from one folder, and the largest differences that it has shown so far."""
+
+    backend: str
+    module: Any
+    folder: Path
+    model: Any
+    digest: str  # of the weights as loaded
+    dtype: str
+    seconds: float
+    differences: dict[str, float] = field(default_factory=dict[str, float])
+
+    @classmethod
+    def load(cls, backend: str, module: Any, folder: Path, dtype: str) -> Self:
+        start = time.perf_counter()
+        with module.exact(dtype):
+            model = module.DistilBertForSentenceEmbedding.from_pretrained(folder, dtype=dtype)
+            digest = _digest(model.weights_by_name())
+        return cls(backend, module, folder, model, digest, dtype, time.perf_counter() - start)
+
+    def compare(self, batch: Batch, expected: Arrays, compared: NDArray[np.bool_]) -> None:
+        start = time.perf_counter()
+        with self.module.exact(self.dtype):
+            found = _places(self.model(**batch, output_hidden_states=True, output_attentions=True))
+        for place, wanted in expected.items():
+            difference = largest_difference(wanted, found[place], compared)
+            self.differences[place] = max(difference, self.differences.get(place, 0.0))
+        self.seconds += time.perf_counter() - start
+
+    def result(self, runs: Sequence[Self], dtype: str, pooling: PoolingConfig | None) -> BackendResult:
+        """The verdict; without pooling settings the sentence embedding is left out."""
+        first = next(run for run in runs if run.backend == self.backend)
+        rows: list[Row] = []
+        for place, difference in self.differences.items():
+            if place != SENTENCE_EMBEDDING:
+                rows.append(Row(place, difference, TOLERANCES[dtype]))
+            elif pooling is not None:
+                tolerances = UNIT_VECTOR_TOLERANCES if pooling.normalize else TOLERANCES
+                rows.append(Row(place, difference, tolerances[dtype]))
+        return BackendResult(self.backend, str(self.folder), tuple(rows), self.digest == first.digest, self.seconds)
 
 
 def make_batches(folder: Path, config: DistilBertConfig, texts: Sequence[str] | None) -> Iterator[Batch]:
@@ -175,42 +210,12 @@ def _random_batch(config: DistilBertConfig) -> Batch:
     return {"input_ids": ids, "attention_mask": (np.arange(seq) < lengths[:, None]).astype(np.int64)}
 
 
-def run_reference(config: DistilBertConfig, weights: reference.Weights, pooling: PoolingConfig, batch: Batch) -> Arrays:
-    """Every place of the reference on a batch, in the order of computation."""
-    return _places(reference.sentence_embedding(config, weights, pooling, **batch))
-
-
-def run_model(model: Any, batch: Batch) -> Arrays:
-    """Every place of a backend's sentence-embedding model on a batch."""
-    return _places(model(**batch, output_hidden_states=True, output_attentions=True))
-
-
 def _places(output: Any) -> Arrays:
     places: Arrays = {"embeddings": np.asarray(output.hidden_states[0])}
     for i, (hidden, attention) in enumerate(zip(output.hidden_states[1:], output.attentions, strict=True)):
         places[f"layer {i} attention"] = np.asarray(attention)
         places[f"layer {i} hidden state"] = np.asarray(hidden)
     return places | {SENTENCE_EMBEDDING: np.asarray(output.embeddings)}
-
-
-def _rows(
-    expected: Sequence[Arrays],
-    found: Sequence[Arrays],
-    compared: Sequence[NDArray[np.bool_]],
-    dtype: str,
-    pooling: PoolingConfig | None,
-) -> tuple[Row, ...]:
-    """The largest difference over all batches, place by place; without pooling settings the encoder's places only."""
-    rows: list[Row] = []
-    for place in expected[0]:
-        if place == SENTENCE_EMBEDDING and pooling is None:
-            continue
-        unit = place == SENTENCE_EMBEDDING and pooling is not None and pooling.normalize
-        tolerance = (UNIT_VECTOR_TOLERANCES if unit else TOLERANCES)[dtype]
-        batches = zip(expected, found, compared, strict=True)
-        difference = max(largest_difference(e[place], f[place], at) for e, f, at in batches)
-        rows.append(Row(place, difference, tolerance))
-    return tuple(rows)
 
 
 def largest_difference(expected: NDArray[Any], found: NDArray[Any], at: NDArray[np.bool_] | None = None) -> float:
@@ -226,10 +231,13 @@ def largest_difference(expected: NDArray[Any], found: NDArray[Any], at: NDArray[
     return float(difference.max())
 
 
-def _same_bits(first: Mapping[str, NDArray[Any]], second: Mapping[str, NDArray[Any]]) -> bool:
-    return first.keys() == second.keys() and all(
-        first[name].dtype == second[name].dtype and first[name].tobytes() == second[name].tobytes() for name in first
-    )
+def _digest(weights: Mapping[str, NDArray[Any]]) -> str:
+    """A hash of names, dtypes, shapes and bits."""
+    digest = hashlib.sha256()
+    for name, array in weights.items():
+        digest.update(f"{name} {array.dtype.name} {array.shape}".encode())
+        digest.update(raw_bytes(array))
+    return digest.hexdigest()
 
 
 def read_texts(path: Path) -> list[str]:

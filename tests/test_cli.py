@@ -46,8 +46,9 @@ def test_parity_of_all_backends_and_dtypes(tiny, tmp_path):
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
 def test_parity_fails_when_the_reference_is_wrong(tiny, mutant, monkeypatch):
     """The tool itself must notice each planted fault, in the dtype that leaves no room for rounding."""
-    original = parity.run_reference
-    monkeypatch.setattr(parity, "run_reference", lambda c, weights, *rest: original(c, mutant.alter(weights), *rest))
+    original = parity.reference.sentence_embedding
+    altered = lambda config, weights, *rest, **inputs: original(config, mutant.alter(weights), *rest, **inputs)  # noqa: E731
+    monkeypatch.setattr(parity.reference, "sentence_embedding", altered)
     with planted(mutant):
         code, out, _ = run_cli("parity", tiny, "--backends", "pt", "--dtype", "float64")
     assert code == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,7 +180,11 @@ def open_checkpoint(
     revision: str | None = None,
     **config_overrides: Any,
 ) -> Checkpoint:
-    """The checkpoint that `from_pretrained` of the class `head` reads, with the arguments that it was given."""
+    """The checkpoint that `from_pretrained` of the class `head` reads; its arguments are documented there.
+
+    Raises:
+        CheckpointError: the files are not a checkpoint of this class. ConfigError: config.json is wrong.
+    """
     folder = find_folder(folder_or_hub_id, revision=revision)
     encoder, pooling = read_pooling(folder)
     find_weights(encoder)
@@ -244,7 +249,8 @@ def _new_tensors(
 def _make(config: DistilBertConfig, spec: TensorSpec) -> Array:
     if spec.name == weight_map.POSITION_EMBEDDINGS:
         return sinusoidal_table(*spec.shape)
-    return initial_tensor(config, spec, np.random.RandomState(0))
+    seed = zlib.crc32(spec.name.encode())  # its own, so that equal shapes do not get equal numbers
+    return initial_tensor(config, spec, np.random.RandomState(seed))
 
 
 def _same_bits(a: Array, b: Array) -> bool:

@@ -34,10 +34,10 @@ class SentenceEncoder:
         self.max_length = min(limit for limit in limits if limit is not None)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], *, backend: str = "pt", **options: Any) -> Self:
-        """Load model and tokenizer from `folder`; `options` go to the model's `from_pretrained`."""
-        model = load_backend(backend).DistilBertForSentenceEmbedding.from_pretrained(folder, **options)
-        return cls(model, DistilBertTokenizerFast.from_pretrained(Path(folder)))
+    def from_pretrained(cls, folder_or_hub_id: str | os.PathLike[str], *, backend: str = "pt", **options: Any) -> Self:
+        """Load model and tokenizer from a folder or hub id; `options` go to the model's `from_pretrained`."""
+        model = load_backend(backend).DistilBertForSentenceEmbedding.from_pretrained(folder_or_hub_id, **options)
+        return cls(model, DistilBertTokenizerFast.from_pretrained(Path(model.load_report.source).parent))
 
     def encode(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
         """One vector per text, (len(texts), dim), float32, in the order of the texts; longer texts are cut.
