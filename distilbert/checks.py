@@ -65,6 +65,8 @@ def check_inputs(
         _check_integer("position_ids", position_ids)
         _check_range("position_ids", position_ids, config.max_position_embeddings, "max_position_embeddings", values)
     if head_mask is not None:
+        if config.pruned_heads:
+            raise ValueError("head_mask cannot be used with pruned_heads: the pruned heads are gone already.")
         shapes: list[Shape] = [(config.n_heads,), (config.n_layers, config.n_heads)]
         _check_shape("head_mask", head_mask, shapes, "(n_heads,) or (n_layers, n_heads)")
 
@@ -75,6 +77,20 @@ def check_pooling_mask(attention_mask: Any) -> None:
         raise ValueError(
             f"attention_mask must have the shape (batch, seq) for a sentence embedding, got {_shape(attention_mask)}."
         )
+
+
+def check_weights(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, Any]) -> None:
+    """Refuse weights that are not exactly those of a model, before the first is assigned.
+
+    Raises:
+        ValueError: names what is missing, unknown, or of a wrong shape.
+    """
+    missing, unknown = sorted(shapes.keys() - weights.keys()), sorted(weights.keys() - shapes.keys())
+    if missing or unknown:
+        raise ValueError(f"weights must be those of the model; missing: {missing[:5]}, unknown: {unknown[:5]}.")
+    for name, shape in shapes.items():
+        if weights[name].shape != shape:
+            raise ValueError(f"{name} must have the shape {shape}, got {weights[name].shape}.")
 
 
 def _both_or_neither(input_ids: Any) -> str:
@@ -107,12 +123,9 @@ def _check_tokens(
 def _check_mask(config: DistilBertConfig, mask: Any, batch: int | None, seq: int | None, values: Values) -> None:
     if mask is None:
         return
-    shapes: list[Shape] = [
-        (batch, seq),
-        (batch, seq, seq),
-        (batch, 1, seq, seq),
-        (batch, config.n_heads, seq, seq),
-    ]
+    shapes: list[Shape] = [(batch, seq), (batch, seq, seq), (batch, 1, seq, seq)]
+    if not config.pruned_heads:  # otherwise the layers differ in their number of heads
+        shapes.append((batch, config.n_heads, seq, seq))
     _check_shape("attention_mask", mask, shapes, "(batch, seq), (batch, seq, seq) or (batch, 1 or n_heads, seq, seq)")
     read = values(mask)
     if read is not None and not np.isin(read, (0, 1)).all():
@@ -135,8 +148,8 @@ def _matches(shape: Shape, wanted: Shape) -> bool:
 
 def _check_integer(name: str, array: Any) -> None:
     dtype = str(getattr(array.dtype, "name", array.dtype)).removeprefix("torch.")
-    if not dtype.startswith(("int", "uint")):
-        raise ValueError(f"{name} must be of an integer dtype, got {dtype}.")
+    if dtype not in ("int32", "int64"):
+        raise ValueError(f"{name} must be of the dtype int32 or int64, got {dtype}.")
 
 
 def _check_range(name: str, array: Any, limit: int, limit_name: str, values: Values) -> None:

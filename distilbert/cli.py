@@ -1,14 +1,17 @@
 """The command line: `distilbert convert | parity`.
 
 Exit codes: 0 done, 1 a check failed, 2 bad usage or bad input, 3 the environment (a missing package, disk space, a
-permission), 130 interrupted. Whatever is wrong is said in one line on standard error.
+permission), 70 a bug of ours, 130 and 143 interrupted. Whatever is wrong is said in one line on standard error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,25 +32,31 @@ _UsageError: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     help="DistilBERT for PyTorch, TensorFlow/Keras 3 and Flax NNX.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
 @app.callback(invoke_without_command=True)
-def _root(
+def _root(  # pyright: ignore[reportUnusedFunction]
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:  # pyright: ignore[reportUnusedFunction]
+) -> None:
     if version:
         Console().print(__version__, highlight=False)
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
 
 
 @app.command()
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="Folder of a DistilBERT or BERT checkpoint, any format.")
+        Path,
+        typer.Argument(
+            metavar="SRC", help="Folder of a DistilBERT or BERT checkpoint: safetensors, .bin, .h5 or .msgpack."
+        ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="New folder to write; nothing is overwritten.")],
     to: Annotated[str, typer.Option(help=f"Format to write: {', '.join(WRITABLE)}.")],
@@ -56,21 +65,15 @@ def convert(
     """Write a checkpoint in another format; a BERT encoder becomes a DistilBERT, exactly."""
     from weights_convert.convert import convert as run
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # both end in an exception, so that nothing half-written
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # is left behind
     console = Console()
-    errors = Console(stderr=True)
-    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("Converting", total=None)
-        done = run(
-            source,
-            destination,
-            to=to,
-            dtype=dtype,
-            progress=lambda n, total: bar.update(task, completed=n, total=total),
-        )
-    console.print(f"{done.head}: {done.report}", highlight=False, soft_wrap=True, markup=False)
+    with _progress("Converting") as advance:
+        done = run(source, destination, to=to, dtype=dtype, progress=advance)
+    _print_line(console, f"{done.head}: {done.report}")
     for name, reason in done.report.skipped.items():
-        console.print(f"  not in the new checkpoint: {escape(name, 100)} ({reason})", highlight=False, markup=False)
-    console.print(f"wrote {destination}: {', '.join(done.files)}", highlight=False, soft_wrap=True, markup=False)
+        _print_line(console, f"  not in the new checkpoint: {name} ({reason})")
+    _print_line(console, f"wrote {destination}: {', '.join(done.files)}")
 
 
 @app.command()
@@ -80,17 +83,27 @@ def parity(
         typer.Argument(metavar="FOLDER", help="A checkpoint; further folders hold it in other formats."),
     ],
     backends: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(BACKENDS),
-    texts: Annotated[Path | None, typer.Option(help="UTF-8 file, one text per line, to run on.")] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="UTF-8 file, a text per line, to run on, beside an empty text and one of maximum length."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Also write the report to this file; an older one is replaced.")
+    ] = None,
 ) -> None:
     """Compare every backend with the float64 reference: every layer, every attention map, the outputs."""
-    names = check_backends(name for name in backends.split(",") if name)
+    names = check_backends(name.strip() for name in backends.split(",") if name.strip())
     for folder in folders:
         safely.check_folder(folder)
+    if json is not None:
+        safely.check_writable(json)
     lines = None if texts is None else read_texts(texts)
-    with Console(stderr=True).status("Comparing ..."):
-        report = compare(folders, names, texts=lines, dtype=dtype)
+    try:
+        with _progress("Comparing") as advance:
+            report = compare(folders, names, texts=lines, dtype=dtype, progress=advance)
+    except MissingDependencyError as error:
+        raise ImportError(f"{error} Or choose what to compare: --backends {','.join(BACKENDS)}.") from None
     _print_parity(Console(), report)
     if json is not None:
         safely.write_json(json, report.to_dict())
@@ -98,31 +111,49 @@ def parity(
         raise typer.Exit(1)
 
 
+@contextlib.contextmanager
+def _progress(what: str) -> Generator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, and the function that moves it."""
+    errors = Console(stderr=True)
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def _print_parity(console: Console, report: ParityReport) -> None:
-    """A table of the largest difference per place and backend for each folder, then a verdict per backend."""
+    """A table of the largest difference per place and backend, then a verdict per backend and folder."""
     batch, seq = report.shape
-    for folder in dict.fromkeys(result.folder for result in report.results):
-        results = [result for result in report.results if result.folder == folder]
-        title = f"{escape(folder)}: largest difference from the reference, {report.dtype}, {batch} x {seq} tokens"
-        console.print(title, highlight=False, soft_wrap=True, markup=False)
-        table = Table()
-        table.add_column("place", no_wrap=True)
-        for result in results:
-            table.add_column(BACKENDS[result.backend], justify="right")
-        table.add_column("allowed", justify="right")
-        for rows in zip(*(result.rows for result in results), strict=True):
-            cells = [f"{row.difference:.1e}" if row.passed else f"[red]{row.difference:.1e}[/]" for row in rows]
-            table.add_row(rows[0].place, *cells, f"{rows[0].tolerance:.0e}")
-        console.print(table)
+    compared = "every position" if report.dtype == "float64" else "every kept position"
+    run = [result for result in report.results if result.rows]
+    title = (
+        f"{run[0].folder}: largest difference from the reference at {compared}, {report.dtype}, {batch} x {seq} tokens"
+    )
+    _print_line(console, title)
+    table = Table()
+    table.add_column("place", no_wrap=True)
+    for result in run:
+        table.add_column(BACKENDS[result.backend], justify="right")
+    table.add_column("allowed", justify="right")
+    for rows in zip(*(result.rows for result in run), strict=True):
+        cells = [f"{row.difference:.1e}" if row.passed else f"[red]{row.difference:.1e}[/]" for row in rows]
+        table.add_row(rows[0].place, *cells, f"{rows[0].tolerance:.0e}")
+    console.print(table)
+    if report.not_compared:
+        _print_line(console, f"not compared, since the encoder does not use them: {', '.join(report.not_compared)}")
     for result in report.results:
-        verdict = f"FAIL: {result.first_failure}" if result.first_failure else "PASS"
-        place = f"{BACKENDS[result.backend]}, {escape(result.folder)}"
-        console.print(f"{verdict}  ({place}, {result.seconds:.1f} s)", highlight=False, soft_wrap=True, markup=False)
+        proof = "within tolerance" if result.rows else f"the same bits as from {run[0].folder}"
+        verdict = f"FAIL: {result.first_failure}" if result.first_failure else f"PASS: {proof}"
+        _print_line(console, f"{verdict}  ({BACKENDS[result.backend]}, {result.folder}, {result.seconds:.1f} s)")
+
+
+def _print_line(console: Console, text: str) -> None:
+    console.print(escape(text), highlight=False, soft_wrap=True, markup=False)
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "distilbert") -> None:
     """Run the command line and exit; every error is one line."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notices of the build are not ours to print
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {escape(str(message))}", file=sys.stderr)  # noqa: T201
     try:
         code = typer.main.get_command(app).main(
             args=None if arguments is None else list(arguments), prog_name=program, standalone_mode=False
@@ -133,17 +164,15 @@ def main(arguments: Sequence[str] | None = None, program: str = "distilbert") ->
         code = _fail(130, "interrupted.")
     except (DistilBertError, ValueError) as error:
         code = _fail(2, str(error))
-    except MissingDependencyError as error:
-        code = _fail(3, str(error))
-    except (OSError, ImportError, MemoryError) as error:
-        code = _fail(3, str(error) or type(error).__name__)
+    except OSError as error:
+        code = _fail(3, f"{error.filename}: {error.strerror}." if error.filename else str(error))
+    except (ImportError, MemoryError) as error:
+        code = _fail(3, str(error) or "out of memory.")
+    except Exception as error:  # noqa: BLE001 - the last resort: never a traceback, never mistaken for a failed check
+        code = _fail(70, f"internal error, please report it: {type(error).__name__}: {error}")
     sys.exit(code)
 
 
 def _fail(code: int, message: str) -> int:
     sys.stderr.write(f"error: {escape(message)}\n")
     return code
-
-
-if __name__ == "__main__":
-    main()

@@ -24,6 +24,7 @@ from distilbert.errors import ConfigError
 
 CONFIG_FILE = "config.json"
 MAX_CONFIG_BYTES = 1 << 20
+MAX_LABELS = 100_000
 LAYER_NORM_EPS = 1e-12  # not a field: every DistilBERT has it
 
 ACTIVATIONS = ("gelu", "gelu_new", "quick_gelu", "relu", "silu", "swish", "tanh")
@@ -236,8 +237,8 @@ class DistilBertConfig:
         return _with_string_keys({**self.extra, **values, "model_type": self.model_type})
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
-        """A config from the contents of a config.json; `overrides` win over the file.
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """A config from the contents of a config.json.
 
         Raises:
             ConfigError: a value is wrong, or `model_type` is another architecture's.
@@ -252,12 +253,11 @@ class DistilBertConfig:
             raise ConfigError(f"model_type must be {cls.model_type!r}, got {model_type!r}{hint}.")
         names = {entry.name for entry in _fields()} | ALIASES.keys() | {"num_labels"}
         unknown = {k: v for k, v in kept.items() if k not in names}
-        config = cls(**{k: v for k, v in kept.items() if k in names}, extra=unknown)
-        return config.replace(**overrides) if overrides else config
+        return cls(**{k: v for k, v in kept.items() if k in names}, extra=unknown)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], **overrides: Any) -> Self:
-        """Read `folder`/config.json.
+        """Read `folder`/config.json; `overrides` win over the file.
 
         Raises:
             CheckpointError: the file is missing or not a JSON object. ConfigError: a value is wrong.
@@ -265,9 +265,10 @@ class DistilBertConfig:
         path = Path(folder) / CONFIG_FILE
         values = safely.read_json(path, MAX_CONFIG_BYTES)
         try:
-            return cls.from_dict(values, **overrides)
+            config = cls.from_dict(values)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
+        return config.replace(**overrides) if overrides else config
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `folder`/config.json, all or nothing; transformers 4 and 5 read it."""
@@ -301,11 +302,12 @@ def _resolve_names(values: Mapping[str, Any]) -> dict[str, Any]:
             if given.setdefault(name, value) != value:
                 raise ConfigError(f"{alias} and {name} mean the same, got {value!r} and {given[name]!r}.")
     if "num_labels" in given:
-        n = _integer(1, 1 << 24)("num_labels", given.pop("num_labels"))
-        if len(given.setdefault("id2label", _labels(n))) != n:
-            raise ConfigError(
-                f"num_labels must be the number of labels in id2label, got {n} and {given['id2label']!r}."
-            )
+        n = _integer(1, MAX_LABELS)("num_labels", given.pop("num_labels"))
+        labels = given.get("id2label")
+        if labels is None:
+            given["id2label"] = _labels(n)
+        elif len(_id2label("id2label", labels)) != n:
+            raise ConfigError(f"num_labels must be the number of labels in id2label, got {n} and {labels!r}.")
     return given
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,8 @@ from distilbert.backends import load_backend
 from distilbert.checkpoint.loading import open_checkpoint
 from distilbert.checkpoint.sentence_transformers import is_sentence_folder
 from distilbert.checkpoint.tensors import raw_bytes
-from distilbert.config import DistilBertConfig, PoolingConfig
-from distilbert.errors import DataError
+from distilbert.config import DistilBertConfig
+from distilbert.errors import DataError, TokenizerError
 from distilbert.tokenization.fast import FILES as TOKENIZER_FILES
 from distilbert.tokenization.fast import DistilBertTokenizerFast
 
@@ -47,6 +48,7 @@ TEXTS = (
     "The compiler refused the file, so she read the message twice, fixed the type and ran the tests again.",
     "Naïve café — 東京, “quotes”, and 100% of 3.5 kg!",
 )
+HEAD = "DistilBertForSentenceEmbedding"
 SENTENCE_EMBEDDING = "sentence embedding"
 
 
@@ -66,23 +68,25 @@ class Row:
 
 @dataclass(frozen=True)
 class BackendResult:
-    """What one backend computed from one folder, compared with the reference."""
+    """What one backend made of one folder.
+
+    The first folder is run and compared with the reference; of a further one, which should hold the same model in
+    another format, the weights as loaded must be the first's bit for bit, and `rows` stays empty.
+    """
 
     backend: str
     folder: str
     rows: tuple[Row, ...]
-    same_bits: bool  # the weights, as loaded, are bit for bit those that this backend loads from the first folder
+    other_tensor: str  # the first tensor whose bits are not those of the first folder; "" when there is none
     seconds: float
 
     @property
     def first_failure(self) -> str:
         """What differs first, in the order of computation; "" when nothing does."""
-        if not self.same_bits:
-            return "loads other bits than from the first folder"
-        return next(
-            (f"{r.place} differs by {r.difference:.1e}, allowed {r.tolerance:.0e}" for r in self.rows if not r.passed),
-            "",
-        )
+        if self.other_tensor:
+            return f"{self.other_tensor} has other bits than in the first folder"
+        failed = (row for row in self.rows if not row.passed)
+        return next((f"{r.place} differs by {r.difference:.1e}, allowed {r.tolerance:.0e}" for r in failed), "")
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class ParityReport:
 
     dtype: str
     shape: tuple[int, int]  # (batch, seq) of the largest batch
+    not_compared: tuple[str, ...]  # tensors of the checkpoint that the encoder does not use
     results: tuple[BackendResult, ...]
 
     @property
@@ -112,14 +117,16 @@ def compare(
     *,
     texts: Sequence[str] | None = None,
     dtype: str = "float32",
+    progress: Callable[[int, int], None] | None = None,
 ) -> ParityReport:
-    """Run each backend on each folder, and the reference on the first, on the same batches.
+    """Run each backend and the reference on the first folder; hold the others to the first bit for bit.
 
     Args:
         folders: the same checkpoint, in one or several formats.
         backends: of "pt", "tf", "flax".
         texts: what to run on, beside an empty text and one of maximum length.
         dtype: "float32" or "float64".
+        progress: called with (batches done, batches in all).
 
     Raises:
         ValueError and its kinds: an argument or a checkpoint is wrong. MissingDependencyError: a backend is missing.
@@ -127,61 +134,70 @@ def compare(
     if dtype not in TOLERANCES:
         raise ValueError(f"dtype must be one of {', '.join(TOLERANCES)}, got {dtype!r}.")
     modules = {name: load_backend(name) for name in backends}
-    source = open_checkpoint(folders[0], "DistilBertForSentenceEmbedding", dtype=dtype)
+    source = open_checkpoint(folders[0], HEAD, dtype=dtype)
     batches = list(make_batches(source.path.parent, source.config, texts))
-    runs = [_Run.load(name, module, folder, dtype) for name, module in modules.items() for folder in folders]
+    results = [_check_bits(name, folders, dtype, module) for name, module in modules.items()]
+    models = {name: _load(module, folders[0], dtype) for name, module in modules.items()}
+    differences: dict[str, dict[str, float]] = {name: {} for name in models}
+    seconds = dict.fromkeys(models, 0.0)
     weights, pooling = dict(source), source.settings["pooling"]
-    for batch in batches:
+    for done, batch in enumerate(batches):  # outermost, so that the arrays of one batch are in memory at a time
         expected = _places(reference.sentence_embedding(source.config, weights, pooling, **batch))
         compared = (batch["attention_mask"] != 0) | (dtype == "float64")  # (batch, seq)
-        for run in runs:
-            run.compare(batch, expected, compared)
-    pooled = pooling if is_sentence_folder(folders[0]) else None
+        for name, model in models.items():
+            start = time.perf_counter()
+            with modules[name].exact(dtype):
+                found = _places(model(**batch, output_hidden_states=True, output_attentions=True))
+            seconds[name] += time.perf_counter() - start
+            for place, wanted in expected.items():
+                difference = largest_difference(wanted, found[place], compared)
+                differences[name][place] = max(difference, differences[name].get(place, 0.0))
+        if progress is not None:
+            progress(done + 1, len(batches))
+    unit = pooling.normalize if is_sentence_folder(folders[0]) else None
+    firsts = [
+        BackendResult(name, str(folders[0]), _rows(differences[name], dtype, unit), "", seconds[name])
+        for name in models
+    ]
     largest = max((batch["input_ids"].shape for batch in batches), key=lambda shape: shape[0] * shape[1])
-    return ParityReport(dtype, (largest[0], largest[1]), tuple(run.result(runs, dtype, pooled) for run in runs))
+    not_compared = tuple(source.report.skipped)
+    return ParityReport(dtype, (largest[0], largest[1]), not_compared, (*firsts, *itertools.chain(*results)))
 
 
-@dataclass
-class _Run:
-    """A model of one backend from one folder, and the largest differences that it has shown so far."""
+def _load(module: Any, folder: Path, dtype: str) -> Any:
+    with module.exact(dtype):
+        return getattr(module, HEAD).from_pretrained(folder, dtype=dtype)
 
-    backend: str
-    module: Any
-    folder: Path
-    model: Any
-    digest: str  # of the weights as loaded
-    dtype: str
-    seconds: float
-    differences: dict[str, float] = field(default_factory=dict[str, float])
 
-    @classmethod
-    def load(cls, backend: str, module: Any, folder: Path, dtype: str) -> Self:
+def _check_bits(backend: str, folders: Sequence[Path], dtype: str, module: Any) -> list[BackendResult]:
+    """Whether the backend loads the same bits from each further folder as from the first."""
+    results: list[BackendResult] = []
+    first = _digests(_load(module, folders[0], dtype)) if len(folders) > 1 else {}
+    for folder in folders[1:]:
         start = time.perf_counter()
-        with module.exact(dtype):
-            model = module.DistilBertForSentenceEmbedding.from_pretrained(folder, dtype=dtype)
-            digest = _digest(model.weights_by_name())
-        return cls(backend, module, folder, model, digest, dtype, time.perf_counter() - start)
+        found = _digests(_load(module, folder, dtype))
+        names = [*first, *(found.keys() - first.keys())]
+        other = next((name for name in names if first.get(name) != found.get(name)), "")
+        results.append(BackendResult(backend, str(folder), (), other, time.perf_counter() - start))
+    return results
 
-    def compare(self, batch: Batch, expected: Arrays, compared: NDArray[np.bool_]) -> None:
-        start = time.perf_counter()
-        with self.module.exact(self.dtype):
-            found = _places(self.model(**batch, output_hidden_states=True, output_attentions=True))
-        for place, wanted in expected.items():
-            difference = largest_difference(wanted, found[place], compared)
-            self.differences[place] = max(difference, self.differences.get(place, 0.0))
-        self.seconds += time.perf_counter() - start
 
-    def result(self, runs: Sequence[Self], dtype: str, pooling: PoolingConfig | None) -> BackendResult:
-        """The verdict; without pooling settings the sentence embedding is left out."""
-        first = next(run for run in runs if run.backend == self.backend)
-        rows: list[Row] = []
-        for place, difference in self.differences.items():
-            if place != SENTENCE_EMBEDDING:
-                rows.append(Row(place, difference, TOLERANCES[dtype]))
-            elif pooling is not None:
-                tolerances = UNIT_VECTOR_TOLERANCES if pooling.normalize else TOLERANCES
-                rows.append(Row(place, difference, tolerances[dtype]))
-        return BackendResult(self.backend, str(self.folder), tuple(rows), self.digest == first.digest, self.seconds)
+def _digests(model: Any) -> dict[str, str]:
+    """A hash of dtype, shape and bits of each tensor, and of the pooling settings, by name."""
+    digests = {"the pooling settings": repr(model.pooling.config)}
+    for name, array in model.weights_by_name().items():
+        head = f"{array.dtype.name} {array.shape} ".encode()
+        digests[name] = hashlib.sha256(head + raw_bytes(array)).hexdigest()
+    return digests
+
+
+def _rows(differences: Mapping[str, float], dtype: str, unit: bool | None) -> tuple[Row, ...]:
+    """The rows of the report; `unit` says whether embeddings have length 1, None leaves them out."""
+    rows = [Row(place, d, TOLERANCES[dtype]) for place, d in differences.items() if place != SENTENCE_EMBEDDING]
+    if unit is not None:
+        tolerance = (UNIT_VECTOR_TOLERANCES if unit else TOLERANCES)[dtype]
+        rows.append(Row(SENTENCE_EMBEDDING, differences[SENTENCE_EMBEDDING], tolerance))
+    return tuple(rows)
 
 
 def make_batches(folder: Path, config: DistilBertConfig, texts: Sequence[str] | None) -> Iterator[Batch]:
@@ -199,6 +215,11 @@ def make_batches(folder: Path, config: DistilBertConfig, texts: Sequence[str] | 
     longest = " ".join([TEXTS[2]] * limit)
     rows = [*TEXTS, longest] if texts is None else ["", longest, *texts]
     ids = tokenizer.encode_batch(rows, truncation=True, max_length=limit)
+    highest = max(map(max, ids))
+    if highest >= config.vocab_size:
+        raise TokenizerError(
+            f"{folder}: the tokenizer gives the id {highest}, but the model's vocab_size is {config.vocab_size}."
+        )
     for start in range(0, len(ids), BATCH_ROWS):
         yield tokenizer.pad(ids[start : start + BATCH_ROWS])
 
@@ -229,15 +250,6 @@ def largest_difference(expected: NDArray[Any], found: NDArray[Any], at: NDArray[
     if at is not None and difference.ndim > 2:
         difference = difference[at] if difference.ndim == 3 else difference.swapaxes(1, 2)[at]
     return float(difference.max())
-
-
-def _digest(weights: Mapping[str, NDArray[Any]]) -> str:
-    """A hash of names, dtypes, shapes and bits."""
-    digest = hashlib.sha256()
-    for name, array in weights.items():
-        digest.update(f"{name} {array.dtype.name} {array.shape}".encode())
-        digest.update(raw_bytes(array))
-    return digest.hexdigest()
 
 
 def read_texts(path: Path) -> list[str]:

@@ -190,7 +190,7 @@ def model(
 def pool(hidden: Float64, attention_mask: ArrayLike | None, pooling: PoolingConfig) -> Float64:
     """One vector per row, (batch, dim), from the token vectors (batch, seq, dim) whose mask (batch, seq) is 1.
 
-    A row without any kept token gives the zero vector.
+    A row without any kept token gives the zero vector, except in mode cls.
     """
     mask = np.ones(hidden.shape[:2]) if attention_mask is None else np.asarray(attention_mask, np.float64)
     count = mask.sum(axis=1, keepdims=True)  # (batch, 1)

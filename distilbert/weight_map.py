@@ -168,6 +168,8 @@ NOT_WEIGHTS: dict[str, dict[str, str]] = {
         },
     )
     | dict.fromkeys(("cls.seq_relationship.weight", "cls.seq_relationship.bias"), "next-sentence head")
+    | dict.fromkeys(("classifier.weight", "classifier.bias"), "a task head; only the encoder is converted")
+    | dict.fromkeys(("qa_outputs.weight", "qa_outputs.bias"), "a task head; only the encoder is converted")
     | dict.fromkeys(
         (
             "cls.predictions.bias",

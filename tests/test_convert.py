@@ -202,3 +202,37 @@ def test_the_names_of_the_table_are_the_released_ones():
         f"{block}attention.q_lin.weight",
     ]  # fmt: skip
     assert names[-4:] == ["pre_classifier.weight", "pre_classifier.bias", "classifier.weight", "classifier.bias"]
+
+
+def test_a_sentence_folder_with_its_encoder_below(tmp_path):
+    encoder = tmp_path / "in" / "0_Transformer"
+    save_checkpoint(encoder, "safetensors", "DistilBertModel", cases.CONFIG, cases.weights())
+    (encoder / "vocab.txt").write_text("[PAD]\n")
+    (tmp_path / "in" / "1_Pooling").mkdir()
+    (tmp_path / "in" / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    modules = [{"type": "x.Transformer", "path": "0_Transformer"}, {"type": "x.Pooling", "path": "1_Pooling"}]
+    (tmp_path / "in" / "modules.json").write_text(json.dumps(modules))
+    done = convert(tmp_path / "in", tmp_path / "out", to="tf-h5")
+    assert {"tf_model.h5", "vocab.txt", "modules.json", "1_Pooling/config.json"} <= set(done.files)
+    source = open_checkpoint(tmp_path / "out", "DistilBertForSentenceEmbedding")
+    assert source.settings["pooling"].mode == "cls"
+
+
+def test_the_task_head_of_a_bert_is_listed(bert_folder, tmp_path):
+    folder = bert_folder("bert.")
+    tensors = bert_tensors("bert.") | {"classifier.weight": np.zeros((2, 32), np.float32)}
+    save_file(tensors, folder / "model.safetensors")
+    done = convert(folder, tmp_path / "out", to="safetensors")
+    assert done.report.skipped["classifier.weight"] == "a task head; only the encoder is converted"
+
+
+def test_a_failed_conversion_leaves_no_folders(bert_folder, tmp_path):
+    with pytest.raises(ConfigError):
+        convert(bert_folder(layer_norm_eps=1.0), tmp_path / "new" / "deep" / "out", to="safetensors")
+    folder = tmp_path / "nan"
+    save_checkpoint(
+        folder, "safetensors", "DistilBertModel", cases.CONFIG, {n: a * np.nan for n, a in cases.weights().items()}
+    )
+    with pytest.raises(CheckpointError, match="holds NaN"):
+        convert(folder, tmp_path / "new" / "deep" / "out", to="safetensors")
+    assert not (tmp_path / "new").exists()

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import struct
+import time
 import zipfile
 
 import h5py
@@ -169,6 +170,38 @@ def test_a_pickle_that_asks_for_anything_else_is_refused_and_runs_nothing(tmp_pa
     assert not canary.exists()
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"\x80\x02}" + b"r\x00\x00\x00\x7f" + b".",  # a memo index of two thousand million
+        b"\x80\x02}(" + b")" + b"\x85" * 1_000_000 + b"K\x01u.",  # a key of a million nested tuples
+        b"\x80\x02}(K\x01K\x01u.",  # a key that is no string
+        b"\x80\x02(" * 1000 + b".",
+        b"\x80\x02}",
+        b"\x80\x02.",
+        b"",
+        b"\x80\x02]" + b"]a" * 100_000 + b".",
+        b"cposix\nsystem\n(X\x02\x00\x00\x00idtR.",
+        b"\x80\x02c__builtin__\neval\n.",
+        b"(iposix\nsystem\n.",
+        b"\x80\x02}}b.",
+    ],
+)
+def test_pickles_made_to_hurt_are_refused_quickly(tmp_path, program):
+    with zipfile.ZipFile(tmp_path / "bin", "w") as archive:
+        archive.writestr("archive/data.pkl", program)
+    start = time.perf_counter()
+    with pytest.raises(CheckpointError):
+        _refuse_empty(torch_bin.read(tmp_path / "bin"), tmp_path)
+    assert time.perf_counter() - start < 3
+
+
+def _refuse_empty(stored, path):
+    """An empty state dict is harmless by itself; a load misses every tensor of it."""
+    if not stored:
+        raise CheckpointError(path, "MissingTensor", "lacks everything")
+
+
 def test_a_flipped_bit_in_a_torch_file_is_noticed(tmp_path):
     torch.save({"weight": torch.arange(1000.0)}, tmp_path / "bin")
     data = bytearray((tmp_path / "bin").read_bytes())
@@ -240,6 +273,20 @@ BROKEN_MSGPACK = {
     "dotted key": (msgpack_library.packb({"a.b": _leaf([0], "float32", b"")}), "HeaderInvalid"),
     "duplicate": (b"\x82\xa1a\xc0\xa1a\xc0", "DuplicateName"),
     "deep": (b"\x81\xa1a" * 3000 + b"\xc0", "HeaderInvalid"),
+    "dtype that is a list": (msgpack_library.packb({"a": _leaf([1], ["float32"], b"\0" * 4)}), "DtypeUnsupported"),
+    "fractional chunk shape": (
+        msgpack_library.packb(
+            {
+                "a": {
+                    "__msgpack_chunked_array__": True,
+                    "shape": {"0": 2.0},
+                    "chunks": {"0": _leaf([2], "float32", b"\0" * 8)},
+                }
+            }
+        ),
+        "SizeMismatch",
+    ),
+    "HDF5 bytes": (b"\x89HDF\r\n\x1a\n" + b"\0" * 100, "BadMagic"),
     "not an array": (msgpack_library.packb({"a": msgpack_library.ExtType(1, b"\xc0")}), "HeaderInvalid"),
     "chunks": (
         msgpack_library.packb({"a": {"__msgpack_chunked_array__": True, "shape": {"0": 3}, "chunks": {}}}),
@@ -269,6 +316,16 @@ def _virtual(file):
     file.create_virtual_dataset("v", layout)
 
 
+def _net(file):
+    """Ten levels of groups, each linked six times: few bytes, sixty million paths."""
+    below = file.create_group("0")
+    for level in range(1, 10):
+        group = file.create_group(str(level))
+        for i in range(6):
+            group[str(i)] = below
+        below = group
+
+
 BROKEN_HDF5 = {
     "external link": (lambda f: f.__setitem__("e", h5py.ExternalLink("/etc/hostname", "/x")), "HeaderInvalid"),
     "external storage": (lambda f: f.create_dataset("e", (4,), "f4", external=[("/etc/hostname", 0, 16)]), "Truncated"),
@@ -279,6 +336,7 @@ BROKEN_HDF5 = {
     "never written": (lambda f: f.create_dataset("n", (4,), "f4"), "Truncated"),
     "big-endian": (lambda f: f.create_dataset("b", data=np.zeros(4, ">f4")), "DtypeUnsupported"),
     "strings": (lambda f: f.create_dataset("s", data=[b"x"]), "DtypeUnsupported"),
+    "net": (_net, "ResourceLimit"),
     "cycle": (lambda f: f.create_group("a").__setitem__("loop", f["a"]), "ResourceLimit"),
 }
 

@@ -89,6 +89,24 @@ print("same")
         assert type(predicted).__name__ == "BaseModelOutput"
         np.testing.assert_allclose(predicted.last_hidden_state, to_numpy(model(x).last_hidden_state), rtol=0, atol=5e-6)
 
+    def test_a_dict_and_arguments_beside_it_are_merged(self):
+        for head in ("DistilBertModel", "DistilBertForSentenceEmbedding"):
+            model = new_model("tf", head=head)
+            expected = model(IDS, MASK)[0]
+            assert np.array_equal(model({"input_ids": IDS}, attention_mask=MASK)[0], expected)
+            assert len(model({"input_ids": IDS}, output_attentions=True).attentions) == 2
+            with pytest.raises(TypeError, match="attention_mask is given twice"):
+                model({"input_ids": IDS, "attention_mask": MASK}, attention_mask=MASK)
+            with pytest.raises(TypeError, match="bogus is not an argument"):
+                model({"input_ids": IDS}, bogus=1)
+
+    def test_unfreezing_does_not_train_the_sinusoidal_table(self):
+        model = new_model("tf", cases.CONFIG.replace(sinusoidal_pos_embds=True))
+        model.trainable = False
+        assert not model.trainable_variables
+        model.trainable = True
+        assert len(model.trainable_variables) == 35
+
     def test_in_a_graph_with_dynamic_shapes(self):
         import tensorflow as tf
 

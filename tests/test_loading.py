@@ -292,3 +292,35 @@ def test_a_model_of_the_hub(tmp_path, monkeypatch):
         with pytest.raises(CheckpointError, match="there is no such folder"):
             load_backend("pt").DistilBertModel.from_pretrained(tmp_path / "no" / "such" / "folder")
         assert len(requests) == fetched  # a path is never looked up
+
+
+def test_numbers_that_the_dtype_cannot_hold_are_refused(folder):
+    edit(folder, lambda tensors: tensors[Q_LIN].__setitem__((0, 0), 1e6))
+    assert "that float16 cannot" in refused(folder, dtype="float16").detail
+    assert dict(open_checkpoint(folder, "DistilBertModel", dtype="bfloat16"))
+
+
+def test_a_loaded_model_can_be_a_static_argument(folder):
+    import jax
+    from flax import nnx
+
+    model = load_backend("flax").DistilBertModel.from_pretrained(folder)
+    graph, state = nnx.split(model)
+    assert hash(graph) == hash(graph)
+    call = jax.jit(lambda g, s: nnx.merge(g, s)(cases.input_ids()).last_hidden_state, static_argnums=0)
+    assert call(graph, state).shape == (4, 12, 32)
+    assert len(repr(model.load_report)) < 400
+
+
+def test_a_module_outside_its_folder_is_refused(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "enc").symlink_to(tmp_path / "elsewhere")
+    (folder / "modules.json").write_text(json.dumps([{"type": "x.Transformer", "path": "enc"}]))
+    with pytest.raises(ConfigError, match="lies outside the folder"):
+        open_checkpoint(folder, "DistilBertForSentenceEmbedding")
+
+
+@pytest.mark.parametrize("architectures", [5, "DistilBertModel", [None], ["Other"], {}])
+def test_odd_architectures_do_not_matter(folder, architectures):
+    config = DistilBertConfig.from_pretrained(folder).replace(extra={"architectures": architectures})
+    assert find_head(folder, config) == "DistilBertModel"

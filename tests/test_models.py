@@ -211,7 +211,8 @@ WRONG_CALLS = {
     "both": ({"input_ids": IDS, "inputs_embeds": np.zeros((4, 12, 32))}, ValueError, "exactly one of .* got both"),
     "rank": ({"input_ids": IDS[0]}, ValueError, r"input_ids must have the shape \(batch, seq\), got \(12,\)"),
     "no token": ({"input_ids": IDS[:, :0]}, ValueError, "at least one token"),
-    "float ids": ({"input_ids": IDS.astype(np.float32)}, ValueError, "integer dtype, got float32"),
+    "small ids": ({"input_ids": IDS.astype(np.uint8)}, ValueError, "dtype int32 or int64, got uint8"),
+    "float ids": ({"input_ids": IDS.astype(np.float32)}, ValueError, "dtype int32 or int64, got float32"),
     "id too large": ({"input_ids": IDS + 80}, ValueError, r"input_ids must lie in 0 to 98 \(vocab_size=99\), got 1"),
     "id beyond int32": ({"input_ids": IDS + 2**32}, ValueError, "input_ids must lie in 0 to 98"),
     "negative id": ({"input_ids": IDS - 99}, ValueError, "input_ids must lie in .* got -9"),
@@ -270,3 +271,84 @@ def test_base_size(backend):
     found = run(model, ids, output_hidden_states=True)
     worst = max(np.abs(to_numpy(a) - b).max() for a, b in zip(found.hidden_states, expected.hidden_states, strict=True))
     assert worst < 2e-5
+
+
+def gradients_are_finite(backend, model, ids, mask):
+    """Whether every gradient of the summed embeddings is a number."""
+    if backend == "pt":
+        model(ids, mask).embeddings.sum().backward()
+        return all(p.grad.isfinite().all() for p in model.parameters())
+    if backend == "tf":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(model(ids, mask).embeddings)
+        found = tape.gradient(total, model.trainable_variables)
+        return all(np.isfinite(tf.convert_to_tensor(g)).all() for g in found)
+    import jax
+    from flax import nnx
+
+    return all(np.isfinite(g).all() for g in jax.tree.leaves(nnx.grad(lambda m: m(ids, mask).embeddings.sum())(model)))
+
+
+@pytest.mark.parametrize("mode", ["mean", "max"])
+@pytest.mark.parametrize("mask", ["one row all masked", "all rows masked"])
+def test_gradients_are_finite_when_a_row_has_no_token(backend, mode, mask):
+    model = new_model(backend, head="DistilBertForSentenceEmbedding", pooling=PoolingConfig(mode, normalize=True))
+    assert gradients_are_finite(backend, model, IDS, MASKS[mask])
+
+
+def test_weights_are_assigned_all_or_none(backend):
+    model = new_model(backend)
+    before = {name: array.copy() for name, array in model.weights_by_name().items()}
+    name = "distilbert.transformer.layer.1.output_layer_norm.bias"
+    wrong = {n: a + 1 for n, a in cases.weights().items()}
+    for change, text in [
+        (lambda w: w.pop(name), f"missing: \\['{name}'\\]"),
+        (lambda w: w.update(extra=w[name]), "unknown: \\['extra'\\]"),
+        (lambda w: w.update({name: w[name][:-1]}), f"{name} must have the shape \\(32,\\), got \\(31,\\)"),
+    ]:
+        weights = dict(wrong)
+        change(weights)
+        with pytest.raises(ValueError, match=text):
+            model.assign(weights)
+        assert all(np.array_equal(model.weights_by_name()[n], a) for n, a in before.items())
+    source = cases.weights()
+    model.assign(source)
+    source[name][...] = 7  # the model has its own copy
+    assert np.array_equal(model.weights_by_name()[name], before[name])
+
+
+def test_arrays_of_any_memory_layout(kernel):
+    model, mask = new_model(kernel), MASKS["right padding"]
+    expected = to_numpy(run(model, IDS[:, ::-1].copy(), mask[:, ::-1].copy()).last_hidden_state)
+    frozen = IDS[:, ::-1]
+    frozen.flags.writeable = False
+    assert np.array_equal(to_numpy(run(model, frozen, mask[:, ::-1]).last_hidden_state), expected)
+
+
+def test_what_pruned_heads_make_ambiguous_is_refused(backend):
+    config = cases.CONFIG.replace(pruned_heads={0: [1]})
+    model = load_backend(backend).DistilBertModel.from_config(config)
+    with pytest.raises(ValueError, match="head_mask cannot be used with pruned_heads"):
+        model(IDS, head_mask=np.ones(4, np.float32))
+    with pytest.raises(ValueError, match="attention_mask must have the shape"):
+        model(IDS, MASKS["4-D per head"])
+    assert to_numpy(model(IDS, MASKS["4-D"]).last_hidden_state).shape == (4, 12, 32)
+
+
+def test_an_encoder_leaves_the_model_as_it_was(backend, minilm):
+    """A model in training mode embeds without dropout, and is in training mode afterwards."""
+    from distilbert.tasks.embedding import SentenceEncoder
+
+    encoder = SentenceEncoder.from_pretrained(minilm / "safetensors", backend=backend)
+    calm = encoder.encode(["one text", "another"])
+    assert encoder.encode("one text").shape == (384,)
+    np.testing.assert_allclose(encoder.encode("one text"), calm[0], rtol=0, atol=1e-6)
+    if backend != "tf":
+        encoder.model.train()
+        np.testing.assert_allclose(encoder.encode(["one text", "another"]), calm, rtol=0, atol=1e-6)
+        one, other = (to_numpy(encoder.model(**encoder.tokenizer("one text")).embeddings) for _ in range(2))
+        assert np.abs(one - other).max() > 1e-4
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        encoder.encode(["a"], batch_size=0)

@@ -2,7 +2,7 @@
 
 import sys
 
-from distilbert.cli import main
+from distilbert.__main__ import main
 
 if __name__ == "__main__":
     main(["convert", *sys.argv[1:]], program="python -m weights_convert")

@@ -35,7 +35,6 @@ _FIELDS = {
     "label2id": "label2id",
     "problem_type": "problem_type",
 }
-_SAME_ACTIVATION = {"gelu_pytorch_tanh": "gelu_new"}
 # What must hold of a BERT for DistilBERT's equations to be its own, with BERT's default.
 _REQUIRED = {
     "layer_norm_eps": (LAYER_NORM_EPS, LAYER_NORM_EPS),
@@ -55,8 +54,8 @@ def config_from_bert(values: Mapping[str, Any]) -> DistilBertConfig:
         if values.get(name, default) != wanted:
             raise ConfigError(f"{name} must be {wanted!r} to be converted to DistilBERT, got {values[name]!r}.")
     fields = {ours: values[theirs] for theirs, ours in _FIELDS.items() if theirs in values}
-    if "activation" in fields:
-        fields["activation"] = _SAME_ACTIVATION.get(fields["activation"], fields["activation"])
+    if fields.get("activation") == "gelu_pytorch_tanh":
+        fields["activation"] = "gelu_new"  # the same function
     return DistilBertConfig.from_dict(fields)
 
 

@@ -58,7 +58,7 @@ def convert(
     check_format(to)
     if dtype is not None:
         check_dtype(dtype)
-    find_weights(source)
+    safely.check_folder(source)
     if destination.resolve().is_relative_to(source.resolve()):
         raise CheckpointError(destination, "DestinationExists", f"lies in the source folder {source}; choose another")
     encoder, pooling = read_pooling(source)
@@ -77,6 +77,7 @@ def convert(
 
 def open_source(folder: Path, *, dtype: str | None = None) -> Checkpoint:
     """The checkpoint in `folder`, DistilBERT's or BERT's, as a DistilBERT of the class that it holds."""
+    find_weights(folder)
     values = safely.read_json(folder / CONFIG_FILE, MAX_CONFIG_BYTES)
     try:
         if values.get("model_type") == "bert":

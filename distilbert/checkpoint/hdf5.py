@@ -7,10 +7,12 @@ their bytes are then read here. So links to files, external storage, virtual dat
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ from distilbert.checkpoint import safely
 from distilbert.checkpoint.tensors import (
     DTYPES,
     MAX_RANK,
-    MAX_TENSORS,
     Array,
     StoredTensors,
     TensorInfo,
@@ -29,6 +30,7 @@ from distilbert.errors import CheckpointError, escape
 from distilbert.optional import require
 
 MAX_DEPTH = 12
+MAX_NODES = 50_000
 MAX_ATTRIBUTE_BYTES = 64_000  # HDF5 keeps attributes in a header of 64 KiB; Keras splits longer lists
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _CONTIGUOUS = 1  # HDF5's layout class for a dataset that is one run of bytes
@@ -48,13 +50,13 @@ def read(path: Path) -> StoredTensors:
         raise CheckpointError(path, "BadMagic", f"is not an HDF5 file but {safely.what_is(start)}")
     file.seek(0)
     try:
-        found = dict(_walk(path, pyfive.File(file), "", 0))
+        found = dict(_walk(path, pyfive.File(file)))
     except CheckpointError:
         raise
     except MemoryError:
         raise CheckpointError(path, "ResourceLimit", "claims sizes that do not fit into memory") from None
     except Exception as error:  # noqa: BLE001 - a damaged file can break the parser anywhere
-        detail = f"is a damaged HDF5 file, or one with links: {type(error).__name__} {escape(str(error), 100)}"
+        detail = f"is a damaged or incomplete HDF5 file, or one that links to others ({type(error).__name__})"
         raise CheckpointError(path, "HeaderInvalid", detail) from None
     info = {name: _info(path, name, dataset, file.size) for name, dataset in found.items()}
 
@@ -78,16 +80,21 @@ class _BoundedReader(io.BufferedReader):
         return super().read(self.size if size is None or size < 0 else min(size, self.size))
 
 
-def _walk(path: Path, group: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
-    """Every dataset below `group` with its path. Bounded, since links may form a cycle."""
-    if depth > MAX_DEPTH or len(group) > MAX_TENSORS:
-        raise CheckpointError(path, "ResourceLimit", "has groups nested too deeply or too full")
-    for key in group:
-        node = group.get_lazy_view(key)
-        if hasattr(node, "keys"):
-            yield from _walk(path, node, f"{prefix}{key}/", depth + 1)
-        else:
-            yield f"{prefix}{key}", node
+def _walk(path: Path, root: Any) -> Iterator[tuple[str, Any]]:
+    """Every dataset below `root` with its path. Bounded in depth and in all, since links may form cycles and nets."""
+    pending = [("", root, 0)]
+    seen = 0
+    while pending:
+        prefix, group, depth = pending.pop()
+        for key in group:
+            seen += 1
+            node = group.get_lazy_view(key)
+            if depth > MAX_DEPTH or seen > MAX_NODES:
+                raise CheckpointError(path, "ResourceLimit", "has groups nested too deeply or linked too often")
+            if hasattr(node, "keys"):
+                pending.append((f"{prefix}{key}/", node, depth + 1))
+            else:
+                yield f"{prefix}{key}", node
 
 
 def _info(path: Path, name: str, dataset: Any, file_size: int) -> TensorInfo:
@@ -113,13 +120,23 @@ def write(path: Path, info: Mapping[str, TensorInfo], read_one: Callable[[str], 
     for name in info:
         layer, weight_name = name.split("/", 1)
         layers.setdefault(layer, []).append(weight_name)
-    with safely.write_file(path) as temporary, h5py.File(temporary, "w") as file:
+    with safely.write_file(path) as temporary, _closed(h5py.File(temporary, "w")) as file:
         file.attrs["backend"], file.attrs["keras_version"] = "tensorflow", "2.15.0"
         _write_names(file, "layer_names", list(layers))
         for layer, weight_names in layers.items():
             _write_names(file.create_group(layer), "weight_names", weight_names)
         for name, entry in info.items():
             file.create_dataset(name, data=read_one(name).astype(DTYPES[entry.dtype], copy=False))
+
+
+@contextlib.contextmanager
+def _closed(file: Any) -> Generator[Any]:
+    """Close the file at the end; what HDF5 raises on a full disk, a RuntimeError among others, is an OSError here."""
+    try:
+        with file:
+            yield file
+    except RuntimeError as error:
+        raise OSError(errno.EIO, f"HDF5 could not write: {escape(str(error), 80)}") from None
 
 
 def _write_names(group: Any, attribute: str, names: list[str]) -> None:

@@ -14,14 +14,8 @@ from distilbert.errors import CheckpointError, escape
 from distilbert.optional import require
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
-_WANTED = [
-    "*.json",
-    "*.txt",
-    "model*.safetensors",
-    "pytorch_model*.bin",
-    "tf_model*.h5",
-    "flax_model*.msgpack",
-]
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack")
+_WANTED = ["*.json", "*.txt", *(f"*{name}" for name in _WEIGHTS)]
 
 
 def find_folder(folder_or_hub_id: str | os.PathLike[str], *, revision: str | None = None) -> Path:
@@ -38,7 +32,7 @@ def find_folder(folder_or_hub_id: str | os.PathLike[str], *, revision: str | Non
     hub = require("huggingface_hub", extra="hub", needed_for=need)
     try:
         cached = hub.snapshot_download(name, revision=revision, allow_patterns=_WANTED, local_files_only=True)
-        if any(Path(cached).glob("*.json")):
+        if any(file.name in _WEIGHTS for file in Path(cached).rglob("*")):
             return Path(cached)
     except hub.errors.LocalEntryNotFoundError:
         pass

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from distilbert.positions import sinusoidal_table
 from distilbert.weight_map import Layout, TensorSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)  # equal to itself only: NNX hashes and prints what a module holds
 class LoadReport:
     """What a load did with every tensor. Canonical names, except that `skipped` and `renamed` have stored ones."""
 
@@ -53,6 +53,9 @@ class LoadReport:
                 names = ", ".join(list(entries)[:4]) + (", ..." if len(entries) > 4 else "")
                 counts.append(f"{len(entries)} {verb}" + (f" ({names})" if verb in ("tied", "new", "skipped") else ""))
         return f"{self.source}: {'; '.join(counts)}"
+
+    def __repr__(self) -> str:
+        return f"<LoadReport {self}>"
 
 
 class Checkpoint(Mapping[str, Array]):
@@ -98,10 +101,10 @@ class Checkpoint(Mapping[str, Array]):
         if self._progress is not None:
             self._progress(len(self._read_names), len(self))
         if name in self.new:
-            return self._as_dtype(_make(self.config, self.specs[name]))
+            return self._as_dtype(name, _make(self.config, self.specs[name]))
         if self._is_tied(name) and name not in self._sources:
             name = weight_map.WORD_EMBEDDINGS
-        return self._as_dtype(self._read_checked(name))
+        return self._as_dtype(name, self._read_checked(name))
 
     def on_read(self, progress: Callable[[int, int], None]) -> None:
         """Call `progress` with (tensors read, tensors in all) whenever one is read."""
@@ -117,8 +120,14 @@ class Checkpoint(Mapping[str, Array]):
     def _is_tied(self, name: str) -> bool:
         return name == weight_map.TIED_PROJECTOR and self.config.tie_word_embeddings
 
-    def _as_dtype(self, array: Array) -> Array:
-        return array if self._dtype is None else array.astype(DTYPES[self._dtype], copy=False)
+    def _as_dtype(self, name: str, array: Array) -> Array:
+        if self._dtype is None or array.dtype == DTYPES[self._dtype]:
+            return array
+        with np.errstate(over="ignore"):
+            converted = array.astype(DTYPES[self._dtype])
+        if not is_finite(converted):
+            raise CheckpointError(self.path, "NonFinite", f"holds numbers in {name!r} that {self._dtype} cannot")
+        return converted
 
     def _read_checked(self, name: str) -> Array:
         """The canonical array: finite, and equal in every place where the file holds it."""
@@ -199,7 +208,8 @@ def find_head(folder: Path, config: DistilBertConfig) -> str:
     Raises:
         CheckpointError: the tensors fit no class.
     """
-    for name in config.extra.get("architectures") or ():
+    named = config.extra.get("architectures")
+    for name in cast("list[Any]", named) if isinstance(named, list) else []:
         plain = str(name).removeprefix("TF").removeprefix("Flax")
         if plain in weight_map.HEADS:
             return plain

@@ -62,7 +62,8 @@ def _unpack(path: Path) -> Any:
     msgpack = _library()
     with safely.open_checked(path) as file:
         data = file.read()
-    if not data or (data[0] & 0xF0 != 0x80 and data[0] not in (0xDE, 0xDF)):  # a map, of any length
+    is_map = data[:1] != b"" and (data[0] & 0xF0 == 0x80 or data[0] in (0xDE, 0xDF))
+    if not is_map or safely.is_another_kind(data):
         raise CheckpointError(path, "BadMagic", f"is not a MessagePack map but {safely.what_is(data[:64])}")
     try:
         return msgpack.unpackb(
@@ -74,7 +75,7 @@ def _unpack(path: Path) -> Any:
         raise
     except ValueError as error:  # every error of msgpack's is one: incomplete, extra data, too deep, not UTF-8
         kind = "Truncated" if "incomplete" in str(error) else "HeaderInvalid"
-        raise CheckpointError(path, kind, f"is incomplete or damaged MessagePack: {error}") from None
+        raise CheckpointError(path, kind, "is incomplete or damaged MessagePack; copy or download it again") from None
 
 
 def _unique(path: Path, pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
@@ -92,7 +93,7 @@ def _leaf(path: Path, code: int, payload: bytes) -> _RawLeaf:
         sizes = tuple(shape)
     except (TypeError, ValueError):
         raise CheckpointError(path, "HeaderInvalid", "holds an array that is not (shape, dtype, bytes)") from None
-    if dtype not in DTYPES or not isinstance(data, bytes):
+    if not isinstance(dtype, str) or dtype not in DTYPES or not isinstance(data, bytes):
         raise CheckpointError(path, "DtypeUnsupported", f"holds an array of dtype {dtype!r}")
     if len(sizes) > MAX_RANK or not all(type(n) is int and n >= 0 for n in sizes):
         raise CheckpointError(path, "ShapeMismatch", f"holds an array of shape {sizes[:MAX_RANK]!r}")
@@ -117,17 +118,24 @@ def _walk(path: Path, name: str, node: Any, depth: int) -> Iterator[tuple[str, _
 
 def _joined_chunks(path: Path, name: str, node: dict[str, Any]) -> _RawLeaf:
     """A chunked array: `shape` and `chunks` are maps from "0", "1", ... to sizes and to flat arrays."""
-    try:
-        shape = tuple(node["shape"][str(i)] for i in range(len(node["shape"])))
-        parts: list[_RawLeaf] = [node["chunks"][str(i)] for i in range(len(node["chunks"]))]
-        dtypes, chunks = {part[1] for part in parts}, [part[2][0] for part in parts]
-        (dtype,) = dtypes
-        whole = math.prod(shape) * DTYPES[dtype].itemsize == sum(map(len, chunks)) and min(shape) >= 0
-    except (KeyError, IndexError, TypeError, ValueError):
-        whole = False
-    if not whole:
-        raise CheckpointError(path, "SizeMismatch", f"holds a chunked array at {name!r} whose chunks do not fit")
-    return shape, dtype, chunks  # pyright: ignore[reportPossiblyUnboundVariable]
+    error = CheckpointError(path, "SizeMismatch", f"holds a chunked array at {name!r} whose chunks do not fit")
+    shape, parts = _listed(node.get("shape")), _listed(node.get("chunks"))
+    if not parts or not all(isinstance(part, tuple) for part in parts) or len(shape) > MAX_RANK:
+        raise error
+    dtype, chunks = parts[0][1], [part[2][0] for part in parts]
+    if any(part[1] != dtype for part in parts) or not all(type(n) is int and n >= 0 for n in shape):
+        raise error
+    if math.prod(shape) * DTYPES[dtype].itemsize != sum(map(len, chunks)):
+        raise error
+    return tuple(shape), dtype, chunks
+
+
+def _listed(node: Any) -> list[Any]:
+    """The values of a map with the keys "0", "1", ...; nothing for anything else."""
+    if not isinstance(node, dict):
+        return []
+    numbered = cast("dict[str, Any]", node)
+    return [numbered[str(i)] for i in range(len(numbered)) if str(i) in numbered]
 
 
 def write(path: Path, info: Mapping[str, TensorInfo], read_one: Callable[[str], Array]) -> None:

@@ -8,15 +8,17 @@ fsync, rename, fsync of the directory, so that a reader finds the old file or th
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
+import math
 import os
 import shutil
 import stat
 import uuid
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NoReturn
 
 from distilbert.errors import CheckpointError, Kind, escape
 
@@ -45,6 +47,25 @@ def what_is(start: bytes) -> str:
     return "a file of another kind"
 
 
+def is_another_kind(start: bytes) -> bool:
+    """Whether a file with these first bytes is plainly of another kind: git-lfs, HTML, zip, HDF5."""
+    return any(start.startswith(magic) for magic, _ in _KNOWN_STARTS if len(magic) > 1)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that could not be written later, before long work is done.
+
+    Raises:
+        CheckpointError: DestinationExists, it is a folder. OSError: its folder is missing or not writable.
+    """
+    if path.is_dir():
+        raise CheckpointError(path, "DestinationExists", "is a folder; name a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path.parent))
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path.parent))
+
+
 def open_checked(path: Path) -> io.BufferedReader:
     """Open the regular file `path` for reading.
 
@@ -58,6 +79,10 @@ def open_checked(path: Path) -> io.BufferedReader:
         descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise CheckpointError(path, "NotFound", "there is no such file") from None
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise CheckpointError(path, "UnsafeLink", "is a link to itself") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise CheckpointError(path, "NotRegularFile", "is not a regular file")
@@ -93,7 +118,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
         return file.read(limit + 1)
 
 
-def read_exactly(path: Path, file: BinaryIO, count: int) -> bytes:
+def read_exactly(path: Path, file: io.BufferedReader, count: int) -> bytes:
     """`count` bytes from here on, or a Truncated error."""
     data = file.read(count)
     if len(data) != count:
@@ -109,18 +134,23 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
 def parse_json(data: bytes, path: str | os.PathLike[str], kind: Kind = "HeaderInvalid") -> dict[str, Any]:
     """A JSON object from bytes, under the same rules; `path` and `kind` go into the error."""
     try:
-        value: Any = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value: Any = json.loads(
+            data.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
+        )
+        json.dumps(value, ensure_ascii=False).encode()  # an escaped lone surrogate could never be written again
+    except UnicodeEncodeError:
+        raise CheckpointError(path, kind, "holds a lone surrogate, which is not Unicode text") from None
     except UnicodeDecodeError as error:
         raise CheckpointError(
             path, kind, f"is not UTF-8 text (byte {error.start}): it is {what_is(data[:64])}"
         ) from None
     except json.JSONDecodeError as error:
-        found = f"; it is {what_is(data[:64])}" if data[:1] != b"{" else ""
+        found = f"; it is {what_is(data[:64])}" if is_another_kind(data) or not data else ""
         raise CheckpointError(path, kind, f"is not valid JSON (line {error.lineno}: {error.msg}){found}") from None
     except RecursionError:
         raise CheckpointError(path, "ResourceLimit", "is JSON nested too deeply") from None
     except ValueError as error:  # a constant, a duplicate key, a number of thousands of digits
-        message = escape(str(error), 200)
+        message = "holds a number of thousands of digits" if "int_max" in str(error) else escape(str(error), 200)
         raise CheckpointError(path, "DuplicateName" if "twice" in message else kind, message) from None
     if not isinstance(value, dict):
         raise CheckpointError(path, kind, f"holds a JSON {type(value).__name__}, not an object")
@@ -135,7 +165,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _refuse_constant(text: str) -> None:
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_constant(text)
+
+
+def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"holds the number {text}, which JSON does not have")
 
 
@@ -149,6 +184,8 @@ def write_file(path: Path) -> Generator[Path]:
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
+    except OSError as error:  # named by the file that was asked for, not by the temporary one
+        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -162,17 +199,22 @@ def new_folder(path: Path) -> Generator[Path]:
     """
     if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
         raise CheckpointError(path, "DestinationExists", "exists already; choose a new folder or remove it first")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - without following links
+    made = [parent for parent in path.parents if not parent.exists()]  # innermost first
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
-    temporary.mkdir()
     try:
+        temporary.mkdir(parents=True)
         yield temporary
         for entry in [*temporary.rglob("*"), temporary]:
             _sync(entry)
         temporary.replace(path)
         _sync(path.parent)
-    finally:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # somebody else may have put something there
+                parent.rmdir()
+        raise
 
 
 def write_json(path: Path, value: Any, *, sort_keys: bool = False) -> None:

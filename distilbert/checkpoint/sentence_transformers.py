@@ -60,9 +60,10 @@ def _modules(folder: Path) -> list[tuple[str, Path]]:
         found = [(str(entry["type"]).rsplit(".", 1)[-1], PurePosixPath(entry["path"])) for entry in entries]
     except (KeyError, TypeError):
         raise ConfigError(f"{path}: must be a list of modules with type and path.") from None
-    if any(place.is_absolute() or ".." in place.parts for _, place in found):
+    places = [(kind, folder / place) for kind, place in found]
+    if not all(place.resolve().is_relative_to(folder.resolve()) for _, place in places):
         raise ConfigError(f"{path}: a module lies outside the folder.")
-    return [(kind, folder / place) for kind, place in found]
+    return places
 
 
 def _read_mode(path: Path) -> PoolingConfig:

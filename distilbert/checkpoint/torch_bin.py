@@ -1,20 +1,20 @@
-"""pytorch_model.bin: PyTorch's zip layout of a pickled state dict and raw storages, read without torch.
+"""pytorch_model.bin: PyTorch's zip layout of a pickled state dict and raw storages, read without torch or pickle.
 
-The pickle is run by a machine that knows six names: an ordered dict, the two functions that rebuild a tensor, and the
-storage types. Those are our own inert stand-ins; any other name ends the load before anything is imported. The zip's
-checksums are verified, which torch.load does not do. Layout: torch/serialization.py, documented format version 3.
+The pickle is a program for a stack machine. Ours runs only the instructions that a state dict of tensors needs and
+knows nine names (an ordered dict, two functions that rebuild a tensor, six storage types), none of which is code; any
+other instruction or name ends the load. The zip's checksums are verified, which torch.load does not do.
+Layouts: Python's pickletools, and torch/serialization.py (format version 3).
 """
 
 from __future__ import annotations
 
 import functools
-import io
 import math
-import pickle
+import pickletools
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -23,11 +23,7 @@ from distilbert.checkpoint.tensors import DTYPES, MAX_RANK, MAX_TENSORS, Array, 
 from distilbert.errors import CheckpointError, escape
 
 MAX_PICKLE_BYTES = 16 << 20
-
-_STORAGES = {
-    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64", "IntStorage": "int32",
-}  # fmt: skip
+MAX_INSTRUCTIONS = 4_000_000
 
 
 class _Storage(NamedTuple):
@@ -43,72 +39,144 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-class _StateDict(dict[Any, Any]):
-    """Stands for collections.OrderedDict; drops the attributes (`_metadata`) that the pickle sets on it."""
+class _Name(NamedTuple):
+    """A name that the pickle may ask for, and what it stands for."""
 
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        del state
+    role: Literal["dict", "tensor", "parameter", "storage"]
+    dtype: str = ""
 
 
-class _StorageType(NamedTuple):
-    dtype: str
+_NAMES = {
+    "collections OrderedDict": _Name("dict"),
+    "torch._utils _rebuild_tensor_v2": _Name("tensor"),
+    "torch._utils _rebuild_parameter": _Name("parameter"),
+    "torch DoubleStorage": _Name("storage", "float64"),
+    "torch FloatStorage": _Name("storage", "float32"),
+    "torch HalfStorage": _Name("storage", "float16"),
+    "torch BFloat16Storage": _Name("storage", "bfloat16"),
+    "torch LongStorage": _Name("storage", "int64"),
+    "torch IntStorage": _Name("storage", "int32"),
+}
 
 
-class _Rebuild:
-    """Stands for torch._utils._rebuild_tensor_v2: records what to build. Slots keep the pickle from changing it."""
-
-    __slots__ = ()
-
-    def __call__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_flags: Any) -> _Tensor:
-        if not isinstance(storage, _Storage) or type(offset) is not int or offset < 0:
-            raise pickle.UnpicklingError("rebuilds a tensor from something that is not a storage")
-        for sizes in (shape, strides):
-            if not isinstance(sizes, tuple) or not all(type(n) is int and n >= 0 for n in cast("Any", sizes)):
-                raise pickle.UnpicklingError("rebuilds a tensor of a wrong shape")
-        return _Tensor(storage, offset, cast("tuple[int, ...]", shape), cast("tuple[int, ...]", strides))
+class _PickleError(Exception):
+    """The pickle is not a state dict."""
 
 
-class _RebuildParameter:
-    """Stands for torch._utils._rebuild_parameter: a parameter is its tensor."""
-
-    __slots__ = ()
-
-    def __call__(self, tensor: Any, *_flags: Any) -> Any:
-        return tensor
+class _UnsafeNameError(Exception):
+    """The pickle asks for a name that is not part of a tensor."""
 
 
-class _Unpickler(pickle.Unpickler):
-    """An unpickler whose whole world is the table below."""
+class _Machine:
+    """Runs a pickle: a stack, marks on it, and a memo. Values are plain data and the tuples above."""
 
-    _KNOWN: ClassVar[dict[tuple[str, str], Any]] = {
-        ("collections", "OrderedDict"): _StateDict,
-        ("torch._utils", "_rebuild_tensor_v2"): _Rebuild(),
-        ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
-        **{("torch", name): _StorageType(dtype) for name, dtype in _STORAGES.items()},
-    }
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
 
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        try:
-            return self._KNOWN[module_name, global_name]
-        except KeyError:
-            raise _UnsafeGlobalError(f"{module_name}.{global_name}") from None
+    def run(self, program: bytes) -> Any:
+        """The value that the program leaves on the stack."""
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
+            if opcode.name == "STOP":
+                return self.stack.pop()
+            if count > MAX_INSTRUCTIONS:
+                raise _PickleError("it has too many instructions")
+            self._step(opcode.name, argument)
+        raise _PickleError("it has no end")
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        match pid:
-            case ("storage", _StorageType(dtype), str(key), str(), int(size)) if size >= 0:
-                return _Storage(key, dtype, size)
+    def _step(self, name: str, argument: Any) -> None:  # noqa: C901 - one case per instruction
+        match name:
+            case "PROTO" | "FRAME":
+                pass
+            case "MARK":
+                self.marks.append(len(self.stack))
+            case "GLOBAL":
+                self.stack.append(_find_name(argument))
+            case "STACK_GLOBAL":
+                attribute, module = self.stack.pop(), self.stack.pop()
+                self.stack.append(_find_name(f"{module} {attribute}"))
+            case "BINUNICODE" | "SHORT_BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1":
+                self.stack.append(argument)
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                self.stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
+            case "EMPTY_DICT":
+                self.stack.append({})
+            case "EMPTY_LIST":
+                self.stack.append([])
+            case "EMPTY_TUPLE":
+                self.stack.append(())
+            case "TUPLE":
+                self.stack.append(tuple(self._pop_to_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                size = int(name[-1])
+                self.stack[-size:] = [tuple(self.stack[-size:])]
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = self.stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = self.stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                self.stack.append(self.memo[argument])
+            case "APPENDS":
+                self._pop_to_mark()  # lists only occur in attributes, which are dropped
+            case "APPEND" | "BUILD":
+                self.stack.pop()  # likewise: what BUILD sets is `_metadata`
+            case "SETITEM":
+                value, key = self.stack.pop(), self.stack.pop()
+                self._set_items([key, value])
+            case "SETITEMS":
+                self._set_items(self._pop_to_mark())
+            case "BINPERSID":
+                self.stack.append(_find_storage(self.stack.pop()))
+            case "REDUCE":
+                arguments, function = self.stack.pop(), self.stack.pop()
+                self.stack.append(_call(function, arguments))
             case _:
-                raise pickle.UnpicklingError("refers to something that is not a storage")
+                raise _PickleError(f"it has the instruction {name}")
+
+    def _pop_to_mark(self) -> list[Any]:
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict) or not all(isinstance(key, str) for key in items[::2]):
+            raise _PickleError("a key is not a string")
+        cast("dict[str, Any]", target).update(zip(items[::2], items[1::2], strict=True))
 
 
-class _UnsafeGlobalError(Exception):
-    pass
+def _find_name(name: str) -> _Name:
+    if name not in _NAMES:
+        raise _UnsafeNameError(name.replace(" ", ".", 1))
+    return _NAMES[name]
+
+
+def _find_storage(reference: Any) -> _Storage:
+    match reference:
+        case ("storage", _Name("storage", dtype), str(key), str(), int(size)) if size >= 0:
+            return _Storage(key, dtype, size)
+        case _:
+            raise _PickleError("it refers to something that is not a storage")
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    match function, arguments:
+        case _Name("dict"), ():
+            return {}
+        case _Name("parameter"), (_Tensor() as tensor, *_):
+            return tensor
+        case _Name("tensor"), (_Storage() as storage, int(offset), tuple() as shape, tuple() as strides, *_):
+            if offset >= 0 and all(type(n) is int and n >= 0 for n in (*shape, *strides)):
+                return _Tensor(storage, offset, shape, strides)
+        case _:
+            pass
+    raise _PickleError("it builds something that is not a tensor")
 
 
 def read(path: Path) -> StoredTensors:
-    """Run the restricted pickle of `path` and return its tensors, unread.
+    """Run the pickle of `path` on our machine and return its tensors, unread.
 
     Raises:
         CheckpointError: UnsafePickle names a global that is not a tensor's; other kinds name other defects.
@@ -166,17 +234,17 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> byte
         ) from None
 
 
-def _state_dict(path: Path, data: bytes) -> dict[str, _Tensor]:
+def _state_dict(path: Path, program: bytes) -> dict[str, _Tensor]:
     try:
-        value: Any = _Unpickler(io.BytesIO(data)).load()
-    except _UnsafeGlobalError as error:
+        value = _Machine().run(program)
+    except _UnsafeNameError as error:
         raise CheckpointError(path, "UnsafePickle", f"asks for {error}, which is not part of a tensor") from None
-    except Exception as error:  # noqa: BLE001 - a pickle can raise anything; all of it means a broken file
+    except (_PickleError, ValueError, IndexError, KeyError, TypeError) as error:
         raise CheckpointError(path, "HeaderInvalid", f"is not a state dict: {escape(str(error), 100)}") from None
-    if not isinstance(value, dict) or len(cast("dict[Any, Any]", value)) > MAX_TENSORS:
+    if not isinstance(value, dict) or len(cast("dict[str, Any]", value)) > MAX_TENSORS:
         raise CheckpointError(path, "HeaderInvalid", "does not hold a state dict of tensors")
-    for name, tensor in cast("dict[Any, Any]", value).items():
-        if not isinstance(name, str) or not isinstance(tensor, _Tensor):
+    for name, tensor in cast("dict[str, Any]", value).items():
+        if not isinstance(tensor, _Tensor):
             raise CheckpointError(path, "HeaderInvalid", f"holds {name!r}, which is not a tensor")
     return cast("dict[str, _Tensor]", value)
 

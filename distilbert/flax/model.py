@@ -182,7 +182,7 @@ class Transformer(nnx.Module):
 
 
 class Pooling(nnx.Module):
-    """One vector per row from the token vectors that the mask keeps; zeros for a row without any.
+    """One vector per row from the token vectors that the mask keeps; zeros for a row without any, but in mode cls.
 
     hidden: (batch, seq, dim); attention_mask: (batch, seq); result: (batch, dim). Source: Reimers and Gurevych 2019.
     """
@@ -202,7 +202,9 @@ class Pooling(nnx.Module):
         else:
             x = (x * keep).sum(1) / jnp.maximum(count if self.config.mode == "mean" else jnp.sqrt(count), 1e-9)
         if self.config.normalize:
-            x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+            x = x / jnp.sqrt(
+                jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24)
+            )  # not norm(x): its gradient at 0 is NaN
         return x.astype(hidden.dtype)  # (batch, dim)
 
 

@@ -21,6 +21,7 @@ from distilbert import weight_map
 from distilbert.checkpoint.loading import LoadReport, open_checkpoint
 from distilbert.checkpoint.saving import save_checkpoint
 from distilbert.checkpoint.tensors import Array, check_dtype
+from distilbert.checks import check_weights
 from distilbert.config import DistilBertConfig, PoolingConfig
 from distilbert.initialization import initial_weights
 
@@ -89,13 +90,20 @@ class PretrainedModel(nnx.Module):
 
     def assign(self, weights: Mapping[str, Array]) -> None:
         """Set variables to canonical arrays, whose dtype becomes theirs."""
-        for name, spec in self.tensor_specs().items():
+        specs = self.tensor_specs()
+        check_weights({name: spec.shape for name, spec in specs.items()}, weights)
+        for name, spec in specs.items():
             self._parameter(spec).set_value(jnp.asarray(spec.to_layout(weights[name], LAYOUT)))
 
     def weights_by_name(self) -> dict[str, Array]:
         """All variables as NumPy arrays, by canonical name in canonical orientation."""
         specs = self.tensor_specs()
         return {name: spec.from_layout(np.asarray(self._parameter(spec)[...]), LAYOUT) for name, spec in specs.items()}
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Generator[Self]:
+        """The model in evaluation mode, on the same parameters; the model itself stays as it is."""
+        yield nnx.view(self, deterministic=True)
 
     def tensor_specs(self) -> dict[str, weight_map.TensorSpec]:
         """Every tensor of this model by canonical name."""

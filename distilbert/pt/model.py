@@ -198,7 +198,7 @@ class Transformer(nn.Module):
 
 
 class Pooling(nn.Module):
-    """One vector per row from the token vectors that the mask keeps; zeros for a row without any.
+    """One vector per row from the token vectors that the mask keeps; zeros for a row without any, but in mode cls.
 
     hidden: (batch, seq, dim); attention_mask: (batch, seq); result: (batch, dim). Source: Reimers and Gurevych 2019.
     """
@@ -218,7 +218,7 @@ class Pooling(nn.Module):
         else:
             x = (x * keep).sum(1) / (count if self.config.mode == "mean" else count.sqrt()).clamp(min=1e-9)
         if self.config.normalize:
-            x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-12)
+            x = x / (x * x).sum(-1, keepdim=True).clamp(min=1e-24).sqrt()  # not norm(x): its gradient at 0 is NaN
         return x.to(hidden.dtype)  # (batch, dim)
 
 

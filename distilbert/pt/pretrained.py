@@ -20,6 +20,7 @@ from distilbert import weight_map
 from distilbert.checkpoint.loading import LoadReport, open_checkpoint
 from distilbert.checkpoint.saving import save_checkpoint
 from distilbert.checkpoint.tensors import Array, check_dtype
+from distilbert.checks import check_weights
 from distilbert.config import DistilBertConfig, PoolingConfig
 from distilbert.initialization import initial_weights
 
@@ -90,16 +91,29 @@ class PretrainedModel(nn.Module):
 
     def assign(self, weights: Mapping[str, Array]) -> None:
         """Replace parameters by canonical arrays, whose dtype becomes theirs."""
-        for name, spec in self.tensor_specs().items():
+        specs = self.tensor_specs()
+        check_weights({name: spec.shape for name, spec in specs.items()}, weights)
+        for name, spec in specs.items():
             owner, leaf = weight_map.find_owner(self, spec), spec.spelling(LAYOUT).name
             trainable = getattr(owner, leaf).requires_grad
-            tensor = from_numpy(spec.to_layout(weights[name], LAYOUT))
+            tensor = from_numpy(spec.to_layout(weights[name], LAYOUT).copy())
             setattr(owner, leaf, nn.Parameter(tensor, requires_grad=trainable))
 
     def weights_by_name(self) -> dict[str, Array]:
         """All parameters as NumPy arrays, by canonical name in canonical orientation."""
         specs = self.tensor_specs()
-        return {name: spec.from_layout(to_numpy(self._parameter(spec)), LAYOUT) for name, spec in specs.items()}
+        return {name: spec.from_layout(to_numpy(self._parameter(spec)).copy(), LAYOUT) for name, spec in specs.items()}
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Generator[Self]:
+        """The model in evaluation mode, recording nothing for gradients; afterwards it is as it was."""
+        training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                yield self
+        finally:
+            self.train(training)
 
     def tensor_specs(self) -> dict[str, weight_map.TensorSpec]:
         """Every tensor of this model by canonical name."""
@@ -139,7 +153,7 @@ def dtype_name(dtype: str | torch.dtype | None) -> str:
 
 
 def from_numpy(array: Array) -> Tensor:
-    """A tensor that owns the array's memory; NumPy's bfloat16 goes through its bits."""
+    """A tensor on the array's memory where PyTorch can use that; NumPy's bfloat16 goes through its bits."""
     array = np.require(array, requirements=["C", "W"])
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
@@ -156,6 +170,8 @@ def to_numpy(tensor: Tensor) -> Array:
 
 def as_tensor(x: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
     """An argument as a tensor on `device`; None stays None."""
+    if isinstance(x, np.ndarray):
+        x = from_numpy(x)
     return None if x is None else torch.as_tensor(x, device=device, dtype=dtype)
 
 

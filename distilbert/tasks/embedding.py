@@ -23,8 +23,6 @@ class SentenceEncoder:
     """
 
     def __init__(self, model: Any, tokenizer: DistilBertTokenizerFast) -> None:
-        if hasattr(model, "requires_grad_"):
-            model.requires_grad_(False)  # PyTorch records nothing for a gradient that nobody asks for
         self.model, self.tokenizer = model, tokenizer
         limits = (
             model.pooling.config.max_seq_length,
@@ -39,21 +37,29 @@ class SentenceEncoder:
         model = load_backend(backend).DistilBertForSentenceEmbedding.from_pretrained(folder_or_hub_id, **options)
         return cls(model, DistilBertTokenizerFast.from_pretrained(Path(model.load_report.source).parent))
 
-    def encode(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
-        """One vector per text, (len(texts), dim), float32, in the order of the texts; longer texts are cut.
+    def encode(self, texts: str | Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """One vector per text, (len(texts), dim), float32, in the order of the texts; (dim,) for a single string.
 
-        Texts are grouped by their length in tokens, so that little is padded.
+        Texts longer than the model allows are cut. They are grouped by length, so that little is padded.
+
+        Raises:
+            DataError: a text is no valid Unicode. ValueError: `batch_size` is not positive.
         """
+        if isinstance(texts, str):
+            return self.encode([texts])[0]
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         ids = self.tokenizer.encode_batch(texts, truncation=True, max_length=self.max_length)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
         vectors = np.empty((len(ids), self.model.config.dim), np.float32)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = self.tokenizer.pad([ids[i] for i in rows])
-            vectors[rows] = as_numpy(self.model(**batch).embeddings)
+        with self.model.evaluating() as model:
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                batch = self.tokenizer.pad([ids[i] for i in rows])
+                vectors[rows] = _as_numpy(model(**batch).embeddings)
         return vectors
 
 
-def as_numpy(array: Any) -> NDArray[Any]:
-    """A backend's array on the host."""
-    return np.asarray(array.detach().float().cpu() if hasattr(array, "detach") else array)
+def _as_numpy(array: Any) -> NDArray[Any]:
+    """A backend's array on the host; PyTorch has no way from bfloat16 to NumPy but through float32."""
+    return np.asarray(array.float().cpu() if hasattr(array, "cpu") and hasattr(array, "float") else array)

@@ -22,7 +22,7 @@ from distilbert.checks import check_inputs, check_no_unknown, check_pooling_mask
 from distilbert.config import LAYER_NORM_EPS, DistilBertConfig, PoolingConfig
 from distilbert.outputs import BaseModelOutput, SentenceEmbeddingOutput
 from distilbert.positions import sinusoidal_table
-from distilbert.tf.pretrained import PretrainedModel, as_tensor, values
+from distilbert.tf.pretrained import PretrainedModel, as_tensor, unpack, values
 
 Tensor = Any  # a tf.Tensor, or Keras's symbolic one
 Shape = Any
@@ -44,14 +44,32 @@ def normal(config: DistilBertConfig) -> keras.initializers.Initializer:
     return keras.initializers.RandomNormal(stddev=config.initializer_range)
 
 
+class FixedTable(keras.layers.Embedding):
+    """A table that is not trained, whatever is said of the model that holds it."""
+
+    def build(self, input_shape: Shape = None) -> None:
+        super().build(input_shape)
+        self.embeddings.trainable = False
+
+    @property
+    def trainable(self) -> bool:
+        return False
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        pass
+
+
 def linear(config: DistilBertConfig, out_features: int, name: str, dtype: Any) -> keras.layers.Dense:
     """A dense layer with N(0, initializer_range) kernel and zero bias."""
     return keras.layers.Dense(out_features, kernel_initializer=normal(config), name=name, dtype=dtype)
 
 
-def embedding(config: DistilBertConfig, rows: int, name: str, dtype: Any) -> keras.layers.Embedding:
+def embedding(
+    config: DistilBertConfig, rows: int, name: str, dtype: Any, kind: type = keras.layers.Embedding
+) -> keras.layers.Embedding:
     """A table of (rows, dim) drawn from N(0, initializer_range)."""
-    return keras.layers.Embedding(rows, config.dim, embeddings_initializer=normal(config), name=name, dtype=dtype)
+    return kind(rows, config.dim, embeddings_initializer=normal(config), name=name, dtype=dtype)
 
 
 def layer_norm(config: DistilBertConfig, name: str, dtype: Any) -> keras.layers.LayerNormalization:  # noqa: ARG001 - as in the twins
@@ -82,7 +100,8 @@ class Embeddings(keras.layers.Layer):
         super().__init__(**kwargs)
         self.config, dtype = config, self.dtype_policy
         self.word_embeddings = embedding(config, config.vocab_size, "word_embeddings", dtype)
-        self.position_embeddings = embedding(config, config.max_position_embeddings, "position_embeddings", dtype)
+        kind = FixedTable if config.sinusoidal_pos_embds else keras.layers.Embedding
+        self.position_embeddings = embedding(config, config.max_position_embeddings, "position_embeddings", dtype, kind)
         self.LayerNorm = layer_norm(config, "LayerNorm", dtype)
         self.dropout = keras.layers.Dropout(config.dropout, dtype=dtype)
 
@@ -97,7 +116,6 @@ class Embeddings(keras.layers.Layer):
         if config.sinusoidal_pos_embds:
             table = sinusoidal_table(config.max_position_embeddings, config.dim)
             self.position_embeddings.embeddings.assign(table)
-            self.position_embeddings.trainable = False
 
     def call(self, input_ids: Any, position_ids: Any, inputs_embeds: Any) -> Tensor:
         word = inputs_embeds if input_ids is None else self.word_embeddings(input_ids)  # (batch, seq, dim)
@@ -241,7 +259,7 @@ class Transformer(keras.layers.Layer):
 
 
 class Pooling(keras.layers.Layer):
-    """One vector per row from the token vectors that the mask keeps; zeros for a row without any.
+    """One vector per row from the token vectors that the mask keeps; zeros for a row without any, but in mode cls.
 
     hidden: (batch, seq, dim); attention_mask: (batch, seq); result: (batch, dim). Source: Reimers and Gurevych 2019.
     """
@@ -262,7 +280,9 @@ class Pooling(keras.layers.Layer):
         else:
             x = ops.sum(x * keep, 1) / ops.maximum(count if self.config.mode == "mean" else ops.sqrt(count), 1e-9)
         if self.config.normalize:
-            x = x / ops.maximum(ops.norm(x, axis=-1, keepdims=True), 1e-12)
+            x = x / ops.sqrt(
+                ops.maximum(ops.sum(x * x, -1, keepdims=True), 1e-24)
+            )  # not norm(x): its gradient at 0 is NaN
         return ops.cast(x, hidden.dtype)  # (batch, dim)
 
 
@@ -317,7 +337,19 @@ class DistilBertModel(PretrainedModel):
             TypeError: an argument that DistilBERT does not have.
         """
         if isinstance(input_ids, Mapping):
-            return self(**input_ids, training=training)
+            return self(
+                **unpack(
+                    input_ids,
+                    attention_mask=attention_mask,
+                    position_ids=position_ids,
+                    inputs_embeds=inputs_embeds,
+                    head_mask=head_mask,
+                    output_hidden_states=output_hidden_states,
+                    output_attentions=output_attentions,
+                    **unknown,
+                ),
+                training=training,
+            )
         check_no_unknown(unknown)
         input_ids, position_ids = as_tensor(input_ids), as_tensor(position_ids)
         attention_mask = as_tensor(attention_mask)
@@ -373,7 +405,19 @@ class DistilBertForSentenceEmbedding(PretrainedModel):
     ) -> SentenceEmbeddingOutput:
         """Embed a batch. Arguments as for `DistilBertModel`; attention_mask only as (batch, seq)."""
         if isinstance(input_ids, Mapping):
-            return self(**input_ids, training=training)
+            return self(
+                **unpack(
+                    input_ids,
+                    attention_mask=attention_mask,
+                    position_ids=position_ids,
+                    inputs_embeds=inputs_embeds,
+                    head_mask=head_mask,
+                    output_hidden_states=output_hidden_states,
+                    output_attentions=output_attentions,
+                    **unknown,
+                ),
+                training=training,
+            )
         check_no_unknown(unknown)
         attention_mask = as_tensor(attention_mask)
         check_pooling_mask(attention_mask)

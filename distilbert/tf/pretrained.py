@@ -19,6 +19,7 @@ from distilbert import weight_map
 from distilbert.checkpoint.loading import LoadReport, open_checkpoint
 from distilbert.checkpoint.saving import save_checkpoint
 from distilbert.checkpoint.tensors import Array, check_dtype
+from distilbert.checks import check_weights
 from distilbert.config import DistilBertConfig, PoolingConfig
 from distilbert.initialization import initial_weights
 
@@ -99,13 +100,20 @@ class PretrainedModel(keras.Model):
 
     def assign(self, weights: Mapping[str, Array]) -> None:
         """Set variables to canonical arrays, cast to the model's dtype."""
-        for name, spec in self.tensor_specs().items():
+        specs = self.tensor_specs()
+        check_weights({name: spec.shape for name, spec in specs.items()}, weights)
+        for name, spec in specs.items():
             self._parameter(spec).assign(spec.to_layout(weights[name], LAYOUT))
 
     def weights_by_name(self) -> dict[str, Array]:
         """All variables as NumPy arrays, by canonical name in canonical orientation."""
         specs = self.tensor_specs()
         return {name: spec.from_layout(self._parameter(spec).numpy(), LAYOUT) for name, spec in specs.items()}
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Generator[Self]:
+        """The model as it is outside of training: here always, since Keras says `training` at each call."""
+        yield self
 
     def tensor_specs(self) -> dict[str, weight_map.TensorSpec]:
         """Every tensor of this model by canonical name."""
@@ -128,6 +136,14 @@ def dtype_name(dtype: str | tf.DType | None) -> str:
 def as_tensor(x: Any, dtype: str | None = None) -> Any:
     """An argument as a tensor; None stays None."""
     return None if x is None else keras.ops.convert_to_tensor(x, dtype=dtype)
+
+
+def unpack(inputs: Mapping[str, Any], **others: Any) -> dict[str, Any]:
+    """The arguments of a call whose first argument was a dict of them; one given twice is refused."""
+    given = {name: value for name, value in others.items() if value is not None}
+    for name in given.keys() & inputs.keys():
+        raise TypeError(f"{name} is given twice, in the dict of inputs and beside it.")
+    return {**inputs, **given}
 
 
 def values(tensor: Any) -> Array | None:

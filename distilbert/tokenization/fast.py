@@ -27,6 +27,7 @@ FILES = (TOKENIZER_FILE, VOCABULARY_FILE, OPTIONS_FILE, "special_tokens_map.json
 SPECIAL_TOKENS = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
 UNLIMITED = 1 << 30  # tokenizer_config.json writes a huge number for "no limit"
 _CHARACTERS_PER_WORD = 100
+_MIN_LENGTH = 2
 
 # What a tokenizer.json must be made of to be a DistilBERT tokenizer.
 _PARTS = {
@@ -103,13 +104,16 @@ class DistilBertTokenizerFast:
                 raise TokenizerError(f"{folder}: holds neither {TOKENIZER_FILE} nor {VOCABULARY_FILE}.")
             if (folder / OPTIONS_FILE).exists():
                 options |= _known_options(safely.read_json(folder / OPTIONS_FILE))
-            return cls(vocabulary, **options)
         except CheckpointError as error:
             raise TokenizerError(str(error)) from None
         except (KeyError, TypeError, AttributeError) as error:
             raise TokenizerError(
                 f"{folder}: the tokenizer files are not a DistilBERT tokenizer's ({error!r})."
             ) from None
+        try:
+            return cls(vocabulary, **options)
+        except TokenizerError as error:
+            raise TokenizerError(f"{folder}: {error}") from None
 
     def __call__(
         self, texts: str | Sequence[str], *, truncation: bool = False, max_length: int | None = None
@@ -145,7 +149,11 @@ class DistilBertTokenizerFast:
         self, texts: Sequence[str], *, truncation: bool = False, max_length: int | None = None
     ) -> list[list[int]]:
         """Token ids of each text, [CLS] and [SEP] included, without padding. Arguments as for a call."""
-        limit = max_length or self.model_max_length
+        limit = self.model_max_length if max_length is None else max_length
+        if limit is not None and limit < _MIN_LENGTH:
+            raise ValueError(f"max_length must be at least {_MIN_LENGTH}, for [CLS] and [SEP], got {limit}.")
+        if isinstance(texts, str):
+            raise TypeError("texts must be a list of strings, got one string; put it into a list.")
         try:
             ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
         except (UnicodeEncodeError, TypeError):
@@ -210,6 +218,6 @@ def _known_options(options: Mapping[str, Any]) -> dict[str, Any]:
     names = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
     known = {name: options[name] for name in names if name in options}
     limit = options.get("model_max_length")
-    if isinstance(limit, int) and 2 < limit < UNLIMITED:
+    if isinstance(limit, int) and _MIN_LENGTH <= limit < UNLIMITED:
         known["model_max_length"] = limit
     return known
