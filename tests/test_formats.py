@@ -185,6 +185,8 @@ def test_a_pickle_that_asks_for_anything_else_is_refused_and_runs_nothing(tmp_pa
         b"\x80\x02c__builtin__\neval\n.",
         b"(iposix\nsystem\n.",
         b"\x80\x02}}b.",
+        b"\x80\x04)" + b"\x85" * 100_000 + b"\x8c\x01x\x93.",  # a name that is a hundred thousand nested tuples
+        b"\x80\x02}(X\x01\x00\x00\x00aNX\x01\x00\x00\x00aNu.",  # a key named twice
     ],
 )
 def test_pickles_made_to_hurt_are_refused_quickly(tmp_path, program):

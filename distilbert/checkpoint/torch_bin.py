@@ -95,6 +95,8 @@ class _Machine:
                 self.stack.append(_find_name(argument))
             case "STACK_GLOBAL":
                 attribute, module = self.stack.pop(), self.stack.pop()
+                if not isinstance(module, str) or not isinstance(attribute, str):
+                    raise _PickleError("a name is not a string")
                 self.stack.append(_find_name(f"{module} {attribute}"))
             case "BINUNICODE" | "SHORT_BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1":
                 self.stack.append(argument)
@@ -144,7 +146,10 @@ class _Machine:
         target = self.stack[-1]
         if not isinstance(target, dict) or not all(isinstance(key, str) for key in items[::2]):
             raise _PickleError("a key is not a string")
-        cast("dict[str, Any]", target).update(zip(items[::2], items[1::2], strict=True))
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if key in target:
+                raise _PickleError(f"{key!r} is named twice")
+            target[key] = value
 
 
 def _find_name(name: str) -> _Name:
