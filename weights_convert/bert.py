@@ -70,7 +70,7 @@ class BertCheckpoint(Checkpoint):
         array = super().__getitem__(name)
         if name != weight_map.POSITION_EMBEDDINGS:
             return array
-        folded = self._read_checked(name).astype(np.float64) + self._token_type_row().astype(np.float64)
+        folded = self._read(name).astype(np.float64) + self._token_type_row().astype(np.float64)
         return folded.astype(array.dtype)
 
     def _find_token_types(self) -> str:

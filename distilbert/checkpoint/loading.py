@@ -58,6 +58,18 @@ class LoadReport:
         return f"<LoadReport {self}>"
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """Where each tensor of a class comes from, decided from names alone. Canonical names, but for the stored ones."""
+
+    sources: dict[str, list[str]]  # canonical -> every stored name that holds it
+    tied: tuple[str, ...]  # canonical names that must equal, and may be taken from, the word embeddings
+    new: dict[str, str]  # canonical -> why it is made, not read
+    skipped: dict[str, str]  # stored -> why it is not needed
+    unexpected: list[str]  # stored names that nobody knows
+    missing: list[str]  # canonical
+
+
 class Checkpoint(Mapping[str, Array]):
     """The tensors of one class in canonical form, checked from the header, read one at a time by indexing."""
 
@@ -73,22 +85,17 @@ class Checkpoint(Mapping[str, Array]):
         new_head: bool = False,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        self.settings = dict(settings or {})  # the class's further arguments
         found, detected, self._stored = open_weights(folder)
-        self.layout = layout or detected
-        self.path, self.config, self.head = folder / found.file, config, head
+        self.path, self.layout = folder / found.file, layout or detected
+        self.config, self.head, self.settings = config, head, dict(settings or {})
         self.specs = weight_map.tensor_specs(config, head)
         self._dtype = dtype
         self._progress: Callable[[int, int], None] | None = None
         self._read_names: set[str] = set()
-        self._sources, skipped, unexpected = _match_names(
-            {name: found.plain_name(name) for name in self._stored.info}, self.layout, config, self.specs
-        )
-        self.new = _new_tensors(config, self.specs, self._sources, new_head=new_head)
-        missing = [n for n in self.specs if n not in self._sources and n not in self.new and not self._is_tied(n)]
-        self._refuse_misfits(missing, [] if not strict else unexpected)
-        skipped |= {} if strict else dict.fromkeys(unexpected, "unknown")
-        self.report = self._report(skipped)
+        plain_names = {name: found.plain_name(name) for name in self._stored.info}
+        self._plan = _make_plan(plain_names, self.layout, config, self.specs, new_head=new_head)
+        self._refuse_misfits(self._plan.unexpected if strict else [])
+        self.report = self._report()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.specs)
@@ -100,11 +107,9 @@ class Checkpoint(Mapping[str, Array]):
         self._read_names.add(name)
         if self._progress is not None:
             self._progress(len(self._read_names), len(self))
-        if name in self.new:
-            return self._as_dtype(name, _make(self.config, self.specs[name]))
-        if self._is_tied(name) and name not in self._sources:
-            name = weight_map.WORD_EMBEDDINGS
-        return self._as_dtype(name, self._read_checked(name))
+        if name in self._plan.new:
+            return self._converted(name, _make(self.config, self.specs[name]))
+        return self._converted(name, self._read(self._source_of(name)))
 
     def on_read(self, progress: Callable[[int, int], None]) -> None:
         """Call `progress` with (tensors read, tensors in all) whenever one is read."""
@@ -112,15 +117,33 @@ class Checkpoint(Mapping[str, Array]):
 
     def dtype(self, name: str) -> str:
         """Name of the dtype that indexing returns."""
-        if self._dtype:
+        if self._dtype is not None:
             return self._dtype
-        stored = self._sources.get(name) or self._sources.get(weight_map.WORD_EMBEDDINGS)
-        return self._stored.info[stored[0]].dtype if stored and name not in self.new else "float32"
+        if name in self._plan.new:
+            return "float32"
+        return self._stored.info[self._plan.sources[self._source_of(name)][0]].dtype
 
-    def _is_tied(self, name: str) -> bool:
-        return name == weight_map.TIED_PROJECTOR and self.config.tie_word_embeddings
+    def _source_of(self, name: str) -> str:
+        """The canonical tensor to read for `name`: itself, or the one to which it is tied."""
+        return name if name in self._plan.sources else weight_map.WORD_EMBEDDINGS
 
-    def _as_dtype(self, name: str, array: Array) -> Array:
+    def _read(self, name: str) -> Array:
+        """The canonical array as stored: finite, and equal in every place where the file holds it."""
+        spec, (first, *others) = self.specs[name], self._plan.sources[name]
+        array = spec.from_layout(self._stored[first], self.layout)
+        if not is_finite(array):
+            where = np.argwhere(~np.isfinite(array))[0].tolist()
+            raise CheckpointError(self.path, "NonFinite", f"holds NaN or infinity in {first!r} at {where}")
+        for other in others:
+            if not _same_bits(array, spec.from_layout(self._stored[other], self.layout)):
+                raise CheckpointError(self.path, "DuplicateName", f"holds {name!r} twice with different numbers")
+        if name in self._plan.tied and not _same_bits(array, self._read(weight_map.WORD_EMBEDDINGS)):
+            detail = f"{name!r} differs from the word embeddings, to which tie_word_embeddings=true ties it"
+            raise CheckpointError(self.path, "TiedTensorsDiffer", f"{detail}; set it to false to keep both")
+        return array
+
+    def _converted(self, name: str, array: Array) -> Array:
+        """The array in the dtype that was asked for, which must be able to hold it."""
         if self._dtype is None or array.dtype == DTYPES[self._dtype]:
             return array
         with np.errstate(over="ignore"):
@@ -129,34 +152,23 @@ class Checkpoint(Mapping[str, Array]):
             raise CheckpointError(self.path, "NonFinite", f"holds numbers in {name!r} that {self._dtype} cannot")
         return converted
 
-    def _read_checked(self, name: str) -> Array:
-        """The canonical array: finite, and equal in every place where the file holds it."""
-        spec, sources = self.specs[name], self._sources[name]
-        array = spec.from_layout(self._stored[sources[0]], self.layout)
-        if not is_finite(array):
-            where = np.argwhere(~np.isfinite(array))[0].tolist()
-            raise CheckpointError(self.path, "NonFinite", f"holds NaN or infinity in {sources[0]!r} at {where}")
-        for other in sources[1:]:
-            if not _same_bits(array, spec.from_layout(self._stored[other], self.layout)):
-                raise CheckpointError(self.path, "DuplicateName", f"holds {name!r} twice with different numbers")
-        if self._is_tied(name) and not _same_bits(array, self._read_checked(weight_map.WORD_EMBEDDINGS)):
-            detail = f"{name!r} differs from the word embeddings, to which tie_word_embeddings=true ties it"
-            raise CheckpointError(self.path, "TiedTensorsDiffer", f"{detail}; set it to false to keep both")
-        return array
-
-    def _refuse_misfits(self, missing: list[str], unexpected: list[str]) -> None:
+    def _refuse_misfits(self, unexpected: list[str]) -> None:
+        info, missing = self._stored.info, self._plan.missing
+        pairs = [(stored, self.specs[name]) for name, names in self._plan.sources.items() for stored in names]
         misshapen = [
-            f"{stored!r} has shape {self._stored.info[stored].shape}, must have {spec.stored_shape(self.layout)}"
-            for name, spec in self.specs.items()
-            for stored in self._sources.get(name, ())
-            if self._stored.info[stored].shape != spec.stored_shape(self.layout)
+            f"{stored!r} has shape {info[stored].shape}, must have {spec.stored_shape(self.layout)}"
+            for stored, spec in pairs
+            if info[stored].shape != spec.stored_shape(self.layout)
         ]
-        mistyped = [s for stored in self._sources.values() for s in stored if self._stored.info[s].dtype not in FLOATS]
         problems: tuple[tuple[Kind, str, list[str]], ...] = (
             ("MissingTensor", "lacks", missing),
             ("UnexpectedTensor", "holds unknown", unexpected),
             ("ShapeMismatch", "does not fit its config:", misshapen),
-            ("DtypeUnsupported", "holds integers in", mistyped),
+            (
+                "DtypeUnsupported",
+                "holds integers in",
+                [stored for stored, _ in pairs if info[stored].dtype not in FLOATS],
+            ),
         )
         found = [problem for problem in problems if problem[2]]
         if found:
@@ -164,18 +176,18 @@ class Checkpoint(Mapping[str, Array]):
             texts = (f"{verb} {', '.join(names)}" for _, verb, names in found)
             raise CheckpointError(self.path, found[0][0], counted + "; ".join(texts))
 
-    def _report(self, skipped: dict[str, str]) -> LoadReport:
-        first = {name: stored[0] for name, stored in self._sources.items()}
-        casts = {n: f"{self._stored.info[s].dtype} to {self.dtype(n)}" for n, s in first.items()}
+    def _report(self) -> LoadReport:
+        plan = self._plan
+        stored = {name: self._stored.info[names[0]].dtype for name, names in plan.sources.items()}
         return LoadReport(
             source=str(self.path),
-            loaded=tuple(first),
-            renamed={s: n for n, stored in self._sources.items() for s in stored if s != n},
-            transposed=tuple(n for n in first if self.specs[n].spelling(self.layout).axes),
-            tied=tuple(n for n in self.specs if self._is_tied(n)),
-            cast={n: text for n, text in casts.items() if len(set(text.split(" to "))) > 1},
-            new=self.new,
-            skipped=skipped,
+            loaded=tuple(plan.sources),
+            renamed={other: name for name, names in plan.sources.items() for other in names if other != name},
+            transposed=tuple(name for name in plan.sources if self.specs[name].spelling(self.layout).axes),
+            tied=plan.tied,
+            cast={n: f"{dtype} to {self.dtype(n)}" for n, dtype in stored.items() if dtype != self.dtype(n)},
+            new=plan.new,
+            skipped=plan.skipped | dict.fromkeys(plan.unexpected, "unknown"),
         )
 
 
@@ -224,36 +236,41 @@ def find_head(folder: Path, config: DistilBertConfig) -> str:
     raise CheckpointError(folder / found.file, "UnexpectedTensor", detail)
 
 
-def _match_names(
-    plain_names: Mapping[str, str], layout: Layout, config: DistilBertConfig, specs: Mapping[str, TensorSpec]
-) -> tuple[dict[str, list[str]], dict[str, str], list[str]]:
-    """Stored names by the canonical name they hold, those to skip with the reason, and those nobody knows."""
+def _make_plan(
+    plain_names: Mapping[str, str],
+    layout: Layout,
+    config: DistilBertConfig,
+    specs: Mapping[str, TensorSpec],
+    *,
+    new_head: bool,
+) -> _Plan:
+    """Account for every stored name (given with its plain spelling in the layout) and every tensor of the class."""
     known = {name: spec for spec in weight_map.all_specs(config).values() for name in spec.accepted_names(layout)}
-    sources: dict[str, list[str]] = {}
-    skipped: dict[str, str] = {}
-    unexpected: list[str] = []
-    for name, plain in plain_names.items():
+    plan = _Plan({}, _tied(config, specs), {}, {}, [], [])
+    for stored, plain in plain_names.items():
         if plain in known and known[plain].name in specs:
-            sources.setdefault(known[plain].name, []).append(name)
+            plan.sources.setdefault(known[plain].name, []).append(stored)
         elif plain in known:
-            skipped[name] = "another class's head"
+            plan.skipped[stored] = "another class's head"
         elif plain in weight_map.NOT_WEIGHTS[layout.name]:
-            skipped[name] = weight_map.NOT_WEIGHTS[layout.name][plain]
+            plan.skipped[stored] = weight_map.NOT_WEIGHTS[layout.name][plain]
         else:
-            unexpected.append(name)
-    return sources, skipped, unexpected
+            plan.unexpected.append(stored)
+    for name, spec in specs.items():
+        if name in plan.sources or (name in plan.tied and weight_map.WORD_EMBEDDINGS in plan.sources):
+            continue
+        if new_head and spec.module in weight_map.ABOVE:
+            plan.new[name] = "a head that the file does not have"
+        elif name == weight_map.POSITION_EMBEDDINGS and config.sinusoidal_pos_embds:
+            plan.new[name] = "the sinusoidal table, which the config asks for"
+        else:
+            plan.missing.append(name)
+    return plan
 
 
-def _new_tensors(
-    config: DistilBertConfig, specs: Mapping[str, TensorSpec], sources: Mapping[str, Any], *, new_head: bool
-) -> dict[str, str]:
-    """Tensors to make because the file lacks them and a rule allows it, with the rule."""
-    new = {
-        n: "a head that the file does not have" for n, s in specs.items() if new_head and s.module in weight_map.ABOVE
-    }
-    if config.sinusoidal_pos_embds and weight_map.POSITION_EMBEDDINGS in specs:
-        new[weight_map.POSITION_EMBEDDINGS] = "the sinusoidal table, which the config asks for"
-    return {name: why for name, why in new.items() if name not in sources}
+def _tied(config: DistilBertConfig, specs: Mapping[str, TensorSpec]) -> tuple[str, ...]:
+    tied = config.tie_word_embeddings and weight_map.TIED_PROJECTOR in specs
+    return (weight_map.TIED_PROJECTOR,) if tied else ()
 
 
 def _make(config: DistilBertConfig, spec: TensorSpec) -> Array:
