@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +104,12 @@ class ParityReport:
         return not any(result.first_failure for result in self.results)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON holds it."""
+        """The report as JSON holds it; a difference that is not finite is null."""
         values = dataclasses.asdict(self)
         for entry, result in zip(values["results"], self.results, strict=True):
             entry["first_failure"] = result.first_failure
+            for row in entry["rows"]:
+                row["difference"] = row["difference"] if math.isfinite(row["difference"]) else None
         return values | {"passed": self.passed}
 
 
@@ -136,32 +138,42 @@ def compare(
     modules = {name: load_backend(name) for name in backends}
     source = open_checkpoint(folders[0], HEAD, dtype=dtype)
     batches = list(make_batches(source.path.parent, source.config, texts))
-    results = [_check_bits(name, folders, dtype, module) for name, module in modules.items()]
-    models = {name: _load(module, folders[0], dtype) for name, module in modules.items()}
-    differences: dict[str, dict[str, float]] = {name: {} for name in models}
-    seconds = dict.fromkeys(models, 0.0)
+    runs = [_Run(name, module, _load(module, folders[0], dtype), dtype) for name, module in modules.items()]
+    others = [_compare_bits(run, folder) for run in runs for folder in folders[1:]]
     weights, pooling = dict(source), source.settings["pooling"]
     for done, batch in enumerate(batches):  # outermost, so that the arrays of one batch are in memory at a time
         expected = _places(reference.sentence_embedding(source.config, weights, pooling, **batch))
-        compared = (batch["attention_mask"] != 0) | (dtype == "float64")  # (batch, seq)
-        for name, model in models.items():
-            start = time.perf_counter()
-            with modules[name].exact(dtype):
-                found = _places(model(**batch, output_hidden_states=True, output_attentions=True))
-            seconds[name] += time.perf_counter() - start
-            for place, wanted in expected.items():
-                difference = largest_difference(wanted, found[place], compared)
-                differences[name][place] = max(difference, differences[name].get(place, 0.0))
+        for run in runs:
+            run.compare(batch, expected)
         if progress is not None:
             progress(done + 1, len(batches))
     unit = pooling.normalize if is_sentence_folder(folders[0]) else None
-    firsts = [
-        BackendResult(name, str(folders[0]), _rows(differences[name], dtype, unit), "", seconds[name])
-        for name in models
-    ]
+    firsts = [BackendResult(r.backend, str(folders[0]), _rows(r.differences, dtype, unit), "", r.seconds) for r in runs]
     largest = max((batch["input_ids"].shape for batch in batches), key=lambda shape: shape[0] * shape[1])
-    not_compared = tuple(source.report.skipped)
-    return ParityReport(dtype, (largest[0], largest[1]), not_compared, (*firsts, *itertools.chain(*results)))
+    return ParityReport(dtype, (largest[0], largest[1]), tuple(source.report.skipped), (*firsts, *others))
+
+
+@dataclass
+class _Run:
+    """A backend's model, and the largest difference that each place has shown so far."""
+
+    backend: str
+    module: Any
+    model: Any
+    dtype: str
+    differences: dict[str, float] = field(default_factory=dict[str, float])
+    seconds: float = 0.0
+
+    def compare(self, batch: Batch, expected: Arrays) -> None:
+        """Run the model on a batch and note how far each place is from what was expected."""
+        start = time.perf_counter()
+        with self.module.exact(self.dtype):
+            found = _places(self.model(**batch, output_hidden_states=True, output_attentions=True))
+        compared = (batch["attention_mask"] != 0) | (self.dtype == "float64")  # (batch, seq)
+        for place, wanted in expected.items():
+            difference = largest_difference(wanted, found[place], compared)
+            self.differences[place] = max(difference, self.differences.get(place, 0.0))
+        self.seconds += time.perf_counter() - start
 
 
 def _load(module: Any, folder: Path, dtype: str) -> Any:
@@ -169,17 +181,13 @@ def _load(module: Any, folder: Path, dtype: str) -> Any:
         return getattr(module, HEAD).from_pretrained(folder, dtype=dtype)
 
 
-def _check_bits(backend: str, folders: Sequence[Path], dtype: str, module: Any) -> list[BackendResult]:
-    """Whether the backend loads the same bits from each further folder as from the first."""
-    results: list[BackendResult] = []
-    first = _digests(_load(module, folders[0], dtype)) if len(folders) > 1 else {}
-    for folder in folders[1:]:
-        start = time.perf_counter()
-        found = _digests(_load(module, folder, dtype))
-        names = [*first, *(found.keys() - first.keys())]
-        other = next((name for name in names if first.get(name) != found.get(name)), "")
-        results.append(BackendResult(backend, str(folder), (), other, time.perf_counter() - start))
-    return results
+def _compare_bits(run: _Run, folder: Path) -> BackendResult:
+    """Whether the backend loads from `folder` the bits that it has from the first."""
+    start = time.perf_counter()
+    first, found = _digests(run.model), _digests(_load(run.module, folder, run.dtype))
+    names = [*first, *(found.keys() - first.keys())]
+    other = next((name for name in names if first.get(name) != found.get(name)), "")
+    return BackendResult(run.backend, str(folder), (), other, time.perf_counter() - start)
 
 
 def _digests(model: Any) -> dict[str, str]:
@@ -240,13 +248,15 @@ def _places(output: Any) -> Arrays:
 
 
 def largest_difference(expected: NDArray[Any], found: NDArray[Any], at: NDArray[np.bool_] | None = None) -> float:
-    """The largest absolute difference; infinite when the shapes differ or anything is NaN.
+    """The largest absolute difference; infinite when the shapes differ or anything, padding included, is not finite.
 
     `at`, (batch, seq) of bool, selects positions of a hidden state and queries of an attention map.
     """
-    if expected.shape != found.shape or not np.isfinite(found.astype(np.float64)).all():
-        return float("inf")
+    if expected.shape != found.shape:
+        return math.inf
     difference = np.abs(expected.astype(np.float64) - found.astype(np.float64))
+    if not np.isfinite(difference).all():
+        return math.inf
     if at is not None and difference.ndim > 2:
         difference = difference[at] if difference.ndim == 3 else difference.swapaxes(1, 2)[at]
     return float(difference.max())

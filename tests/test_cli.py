@@ -83,6 +83,17 @@ def test_nan_is_never_equal():
     assert not parity.Row("x", float("nan"), 1.0).passed
 
 
+def test_a_difference_that_is_not_finite_fails_and_is_null_in_json(tiny, tmp_path, monkeypatch):
+    original = parity.reference.layer_norm
+    monkeypatch.setattr(parity.reference, "layer_norm", lambda *arguments: original(*arguments) * np.nan)
+    code, out, _ = run_cli("parity", tiny, "--backends", "pt", "--json", tmp_path / "r.json")
+    assert code == 1
+    assert "FAIL: embeddings differs by inf" in out
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["passed"] is False
+    assert report["results"][0]["rows"][0]["difference"] is None
+
+
 def test_convert_and_compare(tmp_path):
     for to in ("tf-h5", "flax-msgpack", "safetensors"):
         code, out, _ = run_cli("convert", FOLDER, tmp_path / to, "--to", to)

@@ -19,13 +19,7 @@ from typing import Any
 import numpy as np
 
 from distilbert.checkpoint import safely
-from distilbert.checkpoint.tensors import (
-    DTYPES,
-    MAX_RANK,
-    Array,
-    StoredTensors,
-    TensorInfo,
-)  # fmt: skip
+from distilbert.checkpoint.tensors import DTYPES, MAX_RANK, Array, StoredTensors, TensorInfo
 from distilbert.errors import CheckpointError, escape
 from distilbert.optional import require
 

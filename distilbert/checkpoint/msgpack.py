@@ -15,15 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from distilbert.checkpoint import safely
-from distilbert.checkpoint.tensors import (
-    DTYPES,
-    MAX_RANK,
-    MAX_TENSORS,
-    Array,
-    StoredTensors,
-    TensorInfo,
-    raw_bytes,
-)  # fmt: skip
+from distilbert.checkpoint.tensors import DTYPES, MAX_RANK, MAX_TENSORS, Array, StoredTensors, TensorInfo, raw_bytes
 from distilbert.errors import CheckpointError
 from distilbert.optional import require
 

@@ -1,7 +1,7 @@
 """safetensors files: a JSON header of names, dtypes, shapes and offsets, then the bytes. Nothing in them can execute.
 
 Format: https://github.com/huggingface/safetensors. The header is checked here, more strictly than the format's own
-library does (no duplicate names, bounded counts), then the library reads the tensors.
+library does (no duplicate names, bounded counts); then the library maps the same file and copies tensors out of it.
 """
 
 from __future__ import annotations
