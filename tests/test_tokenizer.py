@@ -113,3 +113,16 @@ def test_broken_files_are_one_error(tmp_path, name, content, text):
     with pytest.raises(TokenizerError, match=text) as caught:
         DistilBertTokenizerFast.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"do_lower_case": "yes"}, {"strip_accents": 3}, {"tokenize_chinese_chars": []}])
+def test_broken_options_are_one_error(folder, options):
+    (folder / "tokenizer_config.json").write_text(json.dumps(options))
+    with pytest.raises(TokenizerError, match="are not a DistilBERT tokenizer's"):
+        DistilBertTokenizerFast.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("length", [1, 0, -1])
+def test_a_length_without_room_for_the_special_tokens_is_refused(folder, length):
+    with pytest.raises(ValueError, match="max_length must be at least 2"):
+        DistilBertTokenizerFast.from_pretrained(folder)("the", truncation=True, max_length=length)

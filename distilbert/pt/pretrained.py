@@ -95,9 +95,10 @@ class PretrainedModel(nn.Module):
         check_weights({name: spec.shape for name, spec in specs.items()}, weights)
         for name, spec in specs.items():
             owner, leaf = weight_map.find_owner(self, spec), spec.spelling(LAYOUT).name
-            trainable = getattr(owner, leaf).requires_grad
+            old: nn.Parameter = getattr(owner, leaf)
             tensor = from_numpy(spec.to_layout(weights[name], LAYOUT).copy())
-            setattr(owner, leaf, nn.Parameter(tensor, requires_grad=trainable))
+            tensor = tensor if old.is_meta else tensor.to(old.device)
+            setattr(owner, leaf, nn.Parameter(tensor, requires_grad=old.requires_grad))
 
     def weights_by_name(self) -> dict[str, Array]:
         """All parameters as NumPy arrays, by canonical name in canonical orientation."""

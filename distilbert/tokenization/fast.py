@@ -94,26 +94,15 @@ class DistilBertTokenizerFast:
             TokenizerError: neither file is there, or it is not a DistilBERT tokenizer's.
         """
         folder = Path(folder)
-        options: dict[str, Any] = {}
         try:
-            if (folder / TOKENIZER_FILE).exists():
-                vocabulary, options = _read_tokenizer(folder / TOKENIZER_FILE)
-            elif (folder / VOCABULARY_FILE).exists():
-                vocabulary = _read_vocabulary(folder / VOCABULARY_FILE)
-            else:
-                raise TokenizerError(f"{folder}: holds neither {TOKENIZER_FILE} nor {VOCABULARY_FILE}.")
-            if (folder / OPTIONS_FILE).exists():
-                options |= _known_options(safely.read_json(folder / OPTIONS_FILE))
-        except CheckpointError as error:
-            raise TokenizerError(str(error)) from None
-        except (KeyError, TypeError, AttributeError) as error:
-            raise TokenizerError(
-                f"{folder}: the tokenizer files are not a DistilBERT tokenizer's ({error!r})."
-            ) from None
-        try:
+            vocabulary, options = _read_folder(folder)
             return cls(vocabulary, **options)
-        except TokenizerError as error:
-            raise TokenizerError(f"{folder}: {error}") from None
+        except (CheckpointError, TokenizerError) as error:
+            named = str(error) if str(error).startswith(str(folder)) else f"{folder}: {error}"
+            raise TokenizerError(named) from None
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            detail = f"the tokenizer files are not a DistilBERT tokenizer's ({error!r})"
+            raise TokenizerError(f"{folder}: {detail}.") from None
 
     def __call__(
         self, texts: str | Sequence[str], *, truncation: bool = False, max_length: int | None = None
@@ -165,6 +154,20 @@ class DistilBertTokenizerFast:
                     raise DataError(f"text {i} has {len(tokens)} tokens, more than {limit}: {remedy}.")
                 ids[i] = [*tokens[: limit - 1], tokens[-1]]  # [SEP] stays
         return ids
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, int], dict[str, Any]]:
+    """Vocabulary and options, from whichever files are there."""
+    options: dict[str, Any] = {}
+    if (folder / TOKENIZER_FILE).exists():
+        vocabulary, options = _read_tokenizer(folder / TOKENIZER_FILE)
+    elif (folder / VOCABULARY_FILE).exists():
+        vocabulary = _read_vocabulary(folder / VOCABULARY_FILE)
+    else:
+        raise TokenizerError(f"{folder}: holds neither {TOKENIZER_FILE} nor {VOCABULARY_FILE}.")
+    if (folder / OPTIONS_FILE).exists():
+        options |= _known_options(safely.read_json(folder / OPTIONS_FILE))
+    return vocabulary, options
 
 
 def _read_tokenizer(path: Path) -> tuple[dict[str, int], dict[str, Any]]:
