@@ -112,8 +112,9 @@ class Layout:
     separator: str = "."
     layer: str = "layer."  # what stands between `transformer` and the layer's number
     suffix: str = ""
-    column: Literal["", "bert"] = ""  # the column of the table that holds this layout's names
-    headless_base: str = BASE  # prefix of the encoder in a checkpoint without a head
+    column: Literal["name", "bert"] = "name"  # the column of the table that holds this layout's names
+    prefixes: tuple[str, ...] = (BASE, "")  # what may stand before the encoder's modules; the first is written
+    headless_prefix: str = BASE  # what is written there in a checkpoint without a head
 
 
 _TRANSPOSED = (1, 0)
@@ -141,10 +142,10 @@ _FLAX: dict[tuple[Kind, Leaf], Spelling] = {
 
 PT = Layout("pt", _SAME)
 TF = Layout("tf", _KERAS, separator="/", layer="layer_._", suffix=":0")
-FLAX = Layout("flax", _FLAX, headless_base="")
-BERT = Layout("bert", _SAME, column="bert")
+FLAX = Layout("flax", _FLAX, headless_prefix="")
+BERT = Layout("bert", _SAME, column="bert", prefixes=("bert.", ""))
 KERAS = Layout("keras", _KERAS)  # attributes of distilbert.tf's modules, which are named as in PyTorch
-LAYOUTS = {layout.name: layout for layout in (PT, TF, FLAX, BERT, KERAS)}
+DIALECTS = {layout.name: layout for layout in (PT, TF, FLAX)}  # by the `format` that a safetensors file names
 
 
 def _with_and_without(prefix: str, reasons: Mapping[str, str]) -> dict[str, str]:
@@ -215,27 +216,30 @@ class TensorSpec:
 
     def stored_name(self, layout: Layout, *, headless: bool = False) -> str:
         """The name under which a checkpoint of `layout` holds this tensor; `headless` when it has no head."""
-        base = layout.headless_base if headless else BASE
-        return self._joined(layout, base, self.spelling(layout).name)
+        prefix = layout.headless_prefix if headless else layout.prefixes[0]
+        return self._path(layout, prefix, self.spelling(layout).name)
 
     def accepted_names(self, layout: Layout) -> Iterator[str]:
-        """Every name under which a checkpoint may hold it: with and without the base prefix, old norm names too."""
-        if layout.column == "bert" and not self.module.bert:
-            return
+        """Every name under which a checkpoint may hold it: with and without the prefix, old norm names too."""
+        if not getattr(self.module, layout.column):
+            return  # a module that this architecture does not have
         leaves = [self.spelling(layout).name]
         if self.module.kind == "norm" and layout.leaves is _SAME:
             leaves.append(_OLD_NORM_LEAVES[self.leaf])
-        bases = ("bert.", "") if layout.column == "bert" else (BASE, "") if self.module.name.startswith(BASE) else ("",)
         for leaf in leaves:
-            for base in bases:
-                yield self._joined(layout, base, leaf)
+            for prefix in layout.prefixes if self.in_encoder else ("",):
+                yield self._path(layout, prefix, leaf)
 
-    def _joined(self, layout: Layout, base: str, leaf: str) -> str:
-        name = self.module.bert if layout.column == "bert" else self.module.name.removeprefix(BASE)
-        prefix = base if layout.column == "bert" or self.module.name.startswith(BASE) else ""
-        number = "" if self.layer is None else str(self.layer)
-        path = f"{prefix}{name}.{leaf}".replace(".", layout.separator)
-        return path.replace(f"layer{layout.separator}*", f"{layout.layer}{number}") + layout.suffix
+    @property
+    def in_encoder(self) -> bool:
+        """Whether the tensor is the encoder's, not a head's."""
+        return self.module.name.startswith(BASE)
+
+    def _path(self, layout: Layout, prefix: str, leaf: str) -> str:
+        """The full name: prefix (before the encoder's modules only), module, leaf, as the layout joins them."""
+        module: str = getattr(self.module, layout.column)
+        path = f"{prefix if self.in_encoder else ''}{module.removeprefix(BASE)}.{leaf}".replace(".", layout.separator)
+        return path.replace(f"layer{layout.separator}*", f"{layout.layer}{self.layer}") + layout.suffix
 
     def stored_shape(self, layout: Layout) -> tuple[int, ...]:
         """The shape in the orientation of `layout`."""

@@ -324,3 +324,26 @@ def test_a_module_outside_its_folder_is_refused(folder, tmp_path):
 def test_odd_architectures_do_not_matter(folder, architectures):
     config = DistilBertConfig.from_pretrained(folder).replace(extra={"architectures": architectures})
     assert find_head(folder, config) == "DistilBertModel"
+
+
+@pytest.mark.parametrize("dialect", ["keras", "bert", "mlx", ""])
+def test_an_unknown_dialect_is_read_as_pytorch(folder, dialect):
+    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", metadata={"format": dialect})
+    assert len(open_checkpoint(folder, "DistilBertModel").report.loaded) == 36
+
+
+@pytest.mark.parametrize("dialect", ["tf", "flax"])
+def test_safetensors_of_tensorflow_and_flax(folder, dialect):
+    """Their dialects: TensorFlow's or Flax's names and orientation in a safetensors file."""
+    from distilbert.weight_map import DIALECTS, tensor_specs
+
+    layout = DIALECTS[dialect]
+    turned = {
+        spec.stored_name(layout): np.ascontiguousarray(spec.to_layout(cases.weights()[name], layout))
+        for name, spec in tensor_specs(CONFIG).items()
+    }
+    assert any("kernel" in name for name in turned)
+    save_file(turned, folder / "model.safetensors", metadata={"format": dialect})
+    source = open_checkpoint(folder, "DistilBertModel")
+    assert all(np.array_equal(source[name], array) for name, array in cases.weights().items())
+    assert len(source.report.transposed) == 12

@@ -12,7 +12,7 @@ from distilbert.checkpoint import hdf5, msgpack, safely, safetensors, torch_bin
 from distilbert.checkpoint.tensors import Array, StoredTensors, TensorInfo
 from distilbert.config import DistilBertConfig
 from distilbert.errors import CheckpointError
-from distilbert.weight_map import FLAX, LAYOUTS, PT, TF, Layout, TensorSpec, from_h5_path, h5_paths
+from distilbert.weight_map import DIALECTS, FLAX, PT, TF, Layout, TensorSpec, from_h5_path, h5_paths
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def open_weights(folder: Path) -> tuple[Format, Layout, StoredTensors]:
     """The tensors of `folder` by stored name, unread, with the layout that names them."""
     found = find_weights(folder)
     stored = found.module.read(folder / found.file)
-    return found, LAYOUTS.get(stored.metadata.get("format", ""), found.layout), stored
+    return found, DIALECTS.get(stored.metadata.get("format", ""), found.layout), stored
 
 
 def write_weights(
@@ -89,7 +89,7 @@ def write_weights(
         if other is not target and os.path.lexists(folder / other.file):
             detail = f"holds {other.file}; two weight files in a folder could disagree, choose another folder"
             raise CheckpointError(folder, "DestinationExists", detail)
-    headless = not any(not spec.name.startswith("distilbert.") for spec in specs.values())
+    headless = all(spec.in_encoder for spec in specs.values())
     sources = {stored: spec for spec in specs.values() for stored in target.stored_names(spec, head, headless=headless)}
     info = {
         stored: TensorInfo(spec.stored_shape(target.layout), target.written_dtype(dtypes[spec.name]))
