@@ -1,7 +1,7 @@
 # Each target works alone on a machine that has Python >= 3.11 and pip; a second run installs nothing again.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install parity test lint format clean
+.PHONY: help install parity test interop lint format clean
 
 PYTHON ?= python3
 TENSORFLOW ?= tensorflow-cpu  # x86-64 Linux; elsewhere: make install TENSORFLOW=tensorflow
@@ -26,6 +26,22 @@ parity: $(FOLDERS) ## The main job: convert a trained checkpoint to three format
 
 test: $(FOLDERS) ## Run the tests
 	$(BIN)/pytest
+
+interop: $(FOLDERS) build/interop4/.installed build/interop5/.installed ## Show that the reference systems read what we write (long; by hand)
+	build/interop4/bin/python tools/interop.py
+	build/interop5/bin/python tools/interop.py --sentence-transformers
+
+build/interop4/.installed: Makefile
+	$(PYTHON) -m venv build/interop4
+	build/interop4/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==4.57.6 \
+	  tensorflow-cpu==2.21.* tf-keras==2.21.* jax==0.10.2 flax==0.12.8
+	touch $@
+
+build/interop5/.installed: Makefile
+	$(PYTHON) -m venv build/interop5
+	build/interop5/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.23.0 \
+	  sentence-transformers==6.2.0
+	touch $@
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff format --check .
