@@ -46,7 +46,7 @@ build/interop5/.installed: Makefile
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff format .
