@@ -99,10 +99,9 @@ def _info(path: Path, name: str, dataset: Any, file_size: int) -> TensorInfo:
     shape = tuple(int(size) for size in dataset.shape)
     if len(shape) > MAX_RANK:
         raise CheckpointError(path, "ShapeMismatch", f"holds dataset {name!r} of rank {len(shape)}")
-    stored = getattr(dataset.id, "data_offset", None) if dataset.id.layout_class == _CONTIGUOUS else None
-    if stored is None:
+    if dataset.id.layout_class != _CONTIGUOUS:
         raise CheckpointError(path, "UnsafeLink", f"holds dataset {name!r} chunked, compressed, virtual or external")
-    if stored + math.prod(shape) * DTYPES[dtype].itemsize > file_size:
+    if dataset.id.data_offset + math.prod(shape) * DTYPES[dtype].itemsize > file_size:
         raise CheckpointError(path, "Truncated", f"lacks bytes of dataset {name!r}, or keeps them in another file")
     return TensorInfo(shape, dtype)
 
