@@ -277,7 +277,7 @@ def test_a_bug_is_one_line_too(monkeypatch):
 def test_an_interrupted_conversion_leaves_nothing(signal_number, expected, minilm, tmp_path):
     """At several moments of a real process, from its first import to its last write."""
     codes = set()
-    for delay in (0.02, 0.4, 0.55, 0.7, 0.9):
+    for delay in (0.02, 0.15, 0.3, 0.45, 0.6, 0.9, 1.4):
         command = [
             sys.executable,
             "-m",
@@ -293,13 +293,13 @@ def test_an_interrupted_conversion_leaves_nothing(signal_number, expected, minil
         process.send_signal(signal_number)
         errors = process.communicate(timeout=60)[1]
         codes.add(process.returncode)
-        assert "Traceback" not in errors or delay < 0.1, errors
+        assert "Traceback" not in errors or process.returncode == -signal_number, errors
         if (tmp_path / "new" / "out").exists():  # the signal came too late: then all of it is there
             assert len(list((tmp_path / "new" / "out").iterdir())) == 11
             shutil.rmtree(tmp_path / "new")
         assert not list(tmp_path.iterdir())
     assert codes <= {expected, 0, -signal_number}  # the last: before the first line of ours ran
-    assert expected in codes or -signal_number in codes
+    assert expected in codes
 
 
 def test_a_reader_that_has_seen_enough():
