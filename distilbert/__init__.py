@@ -21,7 +21,15 @@ _CORE = {
     "PoolingConfig": "distilbert.config",
     "TokenizerError": "distilbert.errors",
 }
-_MODELS = ("DistilBertForSentenceEmbedding", "DistilBertModel")
+_MODELS = (
+    "DistilBertForMaskedLM",
+    "DistilBertForMultipleChoice",
+    "DistilBertForQuestionAnswering",
+    "DistilBertForSentenceEmbedding",
+    "DistilBertForSequenceClassification",
+    "DistilBertForTokenClassification",
+    "DistilBertModel",
+)
 _PREFIXES = {"": "distilbert.pt", "TF": "distilbert.tf", "Flax": "distilbert.flax"}
 _PLACES = {name: (module, name) for name, module in _CORE.items()} | {
     prefix + name: (module, name) for prefix, module in _PREFIXES.items() for name in _MODELS

@@ -12,9 +12,10 @@ import difflib
 import inspect
 import json
 import math
+import operator
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -100,7 +101,7 @@ def _label2id(name: str, value: Any) -> dict[str, int] | None:
 
 def _pruned_heads(name: str, value: Any) -> dict[int, tuple[int, ...]]:
     layers = {} if value is None else _integer_keys(name, value)
-    if not all(isinstance(heads, list | tuple | set) for heads in layers.values()):
+    if not all(isinstance(heads, Iterable) for heads in layers.values()):
         raise ConfigError(f"{name} must map a layer to a list of heads, got {value!r}.")
     check = _integer(0, 1 << 16)
     return {layer: tuple(sorted({check(f"{name}[{layer}]", h) for h in layers[layer]})) for layer in sorted(layers)}
@@ -109,7 +110,7 @@ def _pruned_heads(name: str, value: Any) -> dict[int, tuple[int, ...]]:
 def _integer_keys(name: str, value: Any) -> dict[int, Any]:
     """A mapping whose keys are integers; JSON makes strings of them."""
     try:
-        return {int(key): item for key, item in value.items()}
+        return {int(key) if isinstance(key, str) else operator.index(key): item for key, item in value.items()}
     except (AttributeError, TypeError, ValueError):
         raise ConfigError(f"{name} must be a mapping with integer keys, got {value!r}.") from None
 
@@ -181,7 +182,8 @@ class DistilBertConfig:
                 f"pad_token_id must lie below vocab_size, got {self.pad_token_id} with vocab_size={self.vocab_size}."
             )
         for layer, heads in self.pruned_heads.items():
-            if layer >= self.n_layers or any(head >= self.n_heads for head in heads) or len(heads) >= self.n_heads:
+            exist = 0 <= layer < self.n_layers and all(head < self.n_heads for head in heads)
+            if not exist or len(heads) >= self.n_heads:
                 raise ConfigError(
                     f"pruned_heads must leave a head in each of {self.n_layers} layers of {self.n_heads} heads, "
                     f"got {layer}: {list(heads)}."
@@ -196,6 +198,10 @@ class DistilBertConfig:
     def head_dim(self) -> int:
         """The width of one attention head."""
         return self.dim // self.n_heads
+
+    def heads_of(self, layer: int) -> int:
+        """The number of attention heads that a layer has left after pruning."""
+        return self.n_heads - len(self.pruned_heads.get(layer, ()))
 
     @property
     def hidden_size(self) -> int:
@@ -220,8 +226,13 @@ class DistilBertConfig:
         return hash((*sizes, self.activation, self.dropout, self.attention_dropout))  # cheap: JAX asks at every call
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with `changes` (field names and aliases) applied and checked."""
+        """A copy with `changes` (field names and aliases) applied and checked.
+
+        `num_labels` alone names new labels only where their number changes.
+        """
         values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        if "id2label" not in changes and changes.get("num_labels") == self.num_labels:
+            del changes["num_labels"]
         resolved = _resolve_names(changes)
         if "id2label" in resolved and "label2id" not in resolved:
             resolved["label2id"] = None

@@ -14,10 +14,10 @@ from distilbert.config import DistilBertConfig
 from distilbert.positions import sinusoidal_table
 from distilbert.weight_map import (
     POSITION_EMBEDDINGS,
-    TIED_PROJECTOR,
     WORD_EMBEDDINGS,
     TensorSpec,
     tensor_specs,
+    tied,
 )
 
 
@@ -27,9 +27,7 @@ def initial_weights(
     """Weights of the class `head` by canonical name, float32. `seed` is an integer from 0 to 2**32 - 1."""
     random = np.random.RandomState(seed)
     weights = {name: initial_tensor(config, spec, random) for name, spec in tensor_specs(config, head).items()}
-    if config.tie_word_embeddings and TIED_PROJECTOR in weights:
-        weights[TIED_PROJECTOR] = weights[WORD_EMBEDDINGS]
-    return weights
+    return weights | dict.fromkeys(tied(config, head), weights[WORD_EMBEDDINGS])
 
 
 def initial_tensor(config: DistilBertConfig, spec: TensorSpec, random: np.random.RandomState) -> NDArray[np.float32]:

@@ -66,6 +66,7 @@ ABOVE = (
 
 WORD_EMBEDDINGS = f"{EMBEDDINGS[0].name}.weight"
 POSITION_EMBEDDINGS = f"{EMBEDDINGS[1].name}.weight"
+PROJECTOR_BIAS = "vocab_projector.bias"
 TIED_PROJECTOR = "vocab_projector.weight"  # the same numbers as WORD_EMBEDDINGS while tie_word_embeddings
 
 
@@ -231,6 +232,11 @@ class TensorSpec:
                 yield self._path(layout, prefix, leaf)
 
     @property
+    def is_kernel(self) -> bool:
+        """Whether it is the matrix of a dense layer: what weight decay acts on."""
+        return self.module.kind == "dense" and self.leaf == "weight"
+
+    @property
     def in_encoder(self) -> bool:
         """Whether the tensor is the encoder's, not a head's."""
         return self.module.name.startswith(BASE)
@@ -263,6 +269,18 @@ def tensor_specs(config: DistilBertConfig, head: str = "DistilBertModel") -> dic
     return _specs(config, [module for module in ABOVE if module.name in modules], sizes)
 
 
+def tied(config: DistilBertConfig, head: str) -> tuple[str, ...]:
+    """Names of the tensors of the class `head` that are the word embeddings under another name."""
+    projects = TIED_PROJECTOR.removesuffix(".weight") in HEADS[head].modules
+    return (TIED_PROJECTOR,) if projects and config.tie_word_embeddings else ()
+
+
+def trained(config: DistilBertConfig, head: str) -> dict[str, TensorSpec]:
+    """The tensors of the class `head` that training changes, each once: no sinusoidal table, no tied projector."""
+    fixed = {*tied(config, head), *([POSITION_EMBEDDINGS] if config.sinusoidal_pos_embds else [])}
+    return {name: spec for name, spec in tensor_specs(config, head).items() if name not in fixed}
+
+
 def all_specs(config: DistilBertConfig) -> dict[str, TensorSpec]:
     """Every tensor that any class may have: what a checkpoint may reasonably hold."""
     return _specs(config, ABOVE, {})
@@ -280,8 +298,8 @@ def _specs(config: DistilBertConfig, above: Sequence[Module], sizes: Mapping[str
 def _shape(
     module: Module, leaf: Leaf, layer: int | None, config: DistilBertConfig, sizes: Mapping[str, int]
 ) -> tuple[int, ...]:
-    pruned = 0 if layer is None else len(config.pruned_heads.get(layer, ()))
-    known = {"attention_dim": (config.n_heads - pruned) * config.head_dim, **sizes}
+    heads = config.n_heads if layer is None else config.heads_of(layer)
+    known = {"attention_dim": heads * config.head_dim, **sizes}
     shape = tuple(s if isinstance(s, int) else known.get(s) or int(getattr(config, s)) for s in module.shape)
     return shape if leaf == "weight" else shape[:1]
 

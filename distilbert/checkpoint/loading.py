@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from distilbert.errors import CheckpointError, Kind
 from distilbert.initialization import initial_tensor
 from distilbert.positions import sinusoidal_table
 from distilbert.weight_map import Layout, TensorSpec
+
+LABEL_FIELDS = ("num_labels", "id2label")  # an override of these asks for a head of its own
 
 
 @dataclass(frozen=True, eq=False, repr=False)  # equal to itself only: NNX hashes and prints what a module holds
@@ -93,7 +96,9 @@ class Checkpoint(Mapping[str, Array]):
         self._progress: Callable[[int, int], None] | None = None
         self._read_names: set[str] = set()
         plain_names = {name: found.plain_name(name) for name in self._stored.info}
-        self._plan = _make_plan(plain_names, self.layout, config, self.specs, new_head=new_head)
+        self._plan = _make_plan(plain_names, self.layout, config, head, new_head=new_head)
+        if new_head:
+            self._replace_misshapen_head()
         self._refuse_misfits(self._plan.unexpected if strict else [])
         self.report = self._report()
 
@@ -152,13 +157,23 @@ class Checkpoint(Mapping[str, Array]):
             raise CheckpointError(self.path, "NonFinite", f"holds numbers in {name!r} that {self._dtype} cannot")
         return converted
 
+    def _replace_misshapen_head(self) -> None:
+        """A head's tensors that have another size in the file, such as another number of labels, are made anew."""
+        for name, spec in self.specs.items():
+            stored = self._plan.sources.get(name, [])
+            shapes = {self._stored.info[one].shape for one in stored} - {spec.stored_shape(self.layout)}
+            if spec.module in weight_map.ABOVE and shapes:
+                del self._plan.sources[name]
+                self._plan.new[name] = f"a head of another size: the file's has the shape {shapes.pop()}"
+                self._plan.skipped.update(dict.fromkeys(stored, "a head of another size"))
+
     def _refuse_misfits(self, unexpected: list[str]) -> None:
         info, missing = self._stored.info, self._plan.missing
         pairs = [(stored, self.specs[name]) for name, names in self._plan.sources.items() for stored in names]
+        misfits = [(stored, s) for stored, s in pairs if info[stored].shape != s.stored_shape(self.layout)]
         misshapen = [
             f"{stored!r} has shape {info[stored].shape}, must have {spec.stored_shape(self.layout)}"
-            for stored, spec in pairs
-            if info[stored].shape != spec.stored_shape(self.layout)
+            for stored, spec in misfits
         ]
         problems: tuple[tuple[Kind, str, list[str]], ...] = (
             ("MissingTensor", "lacks", missing),
@@ -173,7 +188,10 @@ class Checkpoint(Mapping[str, Array]):
         found = [problem for problem in problems if problem[2]]
         if found:
             counted = f"{len(missing)} missing, {len(unexpected)} unexpected, {len(misshapen)} misshapen tensors: "
-            texts = (f"{verb} {', '.join(names)}" for _, verb, names in found)
+            texts = [f"{verb} {', '.join(names)}" for _, verb, names in found]
+            wanting = [self.specs[name] for name in missing] + [spec for _, spec in misfits]
+            if wanting and all(spec.module in weight_map.ABOVE for spec in wanting):
+                texts.append("new_head=True makes the head anew")
             raise CheckpointError(self.path, found[0][0], counted + "; ".join(texts))
 
     def _report(self) -> LoadReport:
@@ -209,9 +227,21 @@ def open_checkpoint(
     folder = find_folder(folder_or_hub_id, revision=revision)
     encoder, pooling = read_pooling(folder)
     find_weights(encoder)
-    config = DistilBertConfig.from_pretrained(encoder, **config_overrides)
+    stored = DistilBertConfig.from_pretrained(encoder)
+    config = stored.replace(**config_overrides)
+    new_head = new_head or (not config_overrides.keys().isdisjoint(LABEL_FIELDS) and _other_labels(config, stored))
     settings = {"pooling": pooling} if head == "DistilBertForSentenceEmbedding" else {}
-    return Checkpoint(encoder, config, head, dtype=dtype, strict=strict, new_head=new_head, settings=settings)
+    checkpoint = Checkpoint(encoder, config, head, dtype=dtype, strict=strict, new_head=new_head, settings=settings)
+    made = [name for name in checkpoint.report.new if checkpoint.specs[name].module in weight_map.ABOVE]
+    if made:
+        text = f"{checkpoint.path}: new, with initial weights: {', '.join(made)}; train the model before you use it."
+        warnings.warn(text, stacklevel=3)
+    return checkpoint
+
+
+def _other_labels(config: DistilBertConfig, stored: DistilBertConfig) -> bool:
+    """Whether the labels are not those of the file, which says nothing of them when they are the default ones."""
+    return config.id2label != stored.id2label or stored.id2label == DistilBertConfig().id2label
 
 
 def find_head(folder: Path, config: DistilBertConfig) -> str:
@@ -240,13 +270,14 @@ def _make_plan(
     plain_names: Mapping[str, str],
     layout: Layout,
     config: DistilBertConfig,
-    specs: Mapping[str, TensorSpec],
+    head: str,
     *,
     new_head: bool,
 ) -> _Plan:
     """Account for every stored name (given with its plain spelling in the layout) and every tensor of the class."""
+    specs = weight_map.tensor_specs(config, head)
     known = {name: spec for spec in weight_map.all_specs(config).values() for name in spec.accepted_names(layout)}
-    plan = _Plan({}, _tied(config, specs), {}, {}, [], [])
+    plan = _Plan({}, weight_map.tied(config, head), {}, {}, [], [])
     for stored, plain in plain_names.items():
         if plain in known and known[plain].name in specs:
             plan.sources.setdefault(known[plain].name, []).append(stored)
@@ -266,11 +297,6 @@ def _make_plan(
         else:
             plan.missing.append(name)
     return plan
-
-
-def _tied(config: DistilBertConfig, specs: Mapping[str, TensorSpec]) -> tuple[str, ...]:
-    tied = config.tie_word_embeddings and weight_map.TIED_PROJECTOR in specs
-    return (weight_map.TIED_PROJECTOR,) if tied else ()
 
 
 def _make(config: DistilBertConfig, spec: TensorSpec) -> Array:

@@ -219,7 +219,11 @@ def new_folder(path: Path) -> Generator[Path]:
 
 def write_json(path: Path, value: Any, *, sort_keys: bool = False) -> None:
     """Write `value` as indented JSON with a final newline, all or nothing."""
-    text = json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text, all or nothing."""
     with write_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -27,9 +27,8 @@ def save_checkpoint(
         CheckpointError: the format is unknown, or the folder holds weights in another format.
     """
     target = check_format(format)
-    specs = weight_map.tensor_specs(config, head)
-    if config.tie_word_embeddings:
-        specs.pop(weight_map.TIED_PROJECTOR, None)  # stored once, as the reference does
+    tied = weight_map.tied(config, head)  # stored once, as the reference does
+    specs = {name: spec for name, spec in weight_map.tensor_specs(config, head).items() if name not in tied}
     if isinstance(weights, Checkpoint):  # known without reading
         dtypes = {name: weights.dtype(name) for name in specs}
     else:
