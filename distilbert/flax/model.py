@@ -1,10 +1,12 @@
-"""DistilBERT in Flax NNX. Twins: distilbert/pt/model.py and distilbert/tf/model.py.
+"""The encoder in Flax NNX. Twins: pt/model.py and tf/model.py.
 
 Source: Sanh et al. 2019, arXiv 1910.01108. Axes: batch, seq, dim, n_heads, head_dim, hidden_dim.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,19 +14,26 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from distilbert.checks import check_inputs, check_no_unknown, check_pooling_mask
-from distilbert.config import LAYER_NORM_EPS, DistilBertConfig, PoolingConfig
+from distilbert.checks import check_inputs, check_no_unknown
+from distilbert.config import LAYER_NORM_EPS, DistilBertConfig
+from distilbert.flax.attention import KERNELS, attend, attend_fused, keep_mask
 from distilbert.flax.pretrained import PretrainedModel, as_array, values
-from distilbert.outputs import BaseModelOutput, SentenceEmbeddingOutput
+from distilbert.outputs import BaseModelOutput
 from distilbert.positions import sinusoidal_table
 
+
+def rounded_once(formula: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The formula in float32 or better: half precision is rounded at its end only, not at each of its steps."""
+    return lambda x: formula(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
+
+
 ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": rounded_once(lambda x: jax.nn.gelu(x, approximate=False)),
+    "gelu_new": rounded_once(lambda x: jax.nn.gelu(x, approximate=True)),
+    "quick_gelu": rounded_once(lambda x: x * jax.nn.sigmoid(1.702 * x)),
     "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
+    "silu": rounded_once(jax.nn.silu),
+    "swish": rounded_once(jax.nn.silu),
     "tanh": jnp.tanh,
 }
 
@@ -33,16 +42,32 @@ class FixedTable(nnx.Variable[Any]):
     """A table that is not trained: no nnx.Param, so gradients and optimizers pass it by."""
 
 
+class PaddedTable(nnx.Embed):
+    """A table with a row for padding, which starts as zero and gets no gradient from being looked up."""
+
+    def __init__(self, rows: int, dim: int, padding: int | None, **options: Any) -> None:
+        super().__init__(rows, dim, **options)
+        self.padding = padding
+        if padding is not None:
+            self.embedding[...] = self.embedding[...].at[padding].set(0.0)
+
+    def __call__(self, inputs: Array) -> Array:
+        rows = super().__call__(inputs)
+        if self.padding is None:
+            return rows
+        return jnp.where((inputs == self.padding)[..., None], jax.lax.stop_gradient(rows), rows)
+
+
 def linear(config: DistilBertConfig, in_features: int, out_features: int, *, rngs: nnx.Rngs) -> nnx.Linear:
     """A dense layer with N(0, initializer_range) kernel and zero bias."""
     normal = nnx.initializers.normal(config.initializer_range)
     return nnx.Linear(in_features, out_features, kernel_init=normal, rngs=rngs)
 
 
-def embedding(config: DistilBertConfig, rows: int, *, rngs: nnx.Rngs) -> nnx.Embed:
-    """A table of (rows, dim) drawn from N(0, initializer_range)."""
+def embedding(config: DistilBertConfig, rows: int, padding: int | None = None, *, rngs: nnx.Rngs) -> nnx.Embed:
+    """A table of (rows, dim) drawn from N(0, initializer_range); the row `padding` is zero and not trained."""
     normal = nnx.initializers.normal(config.initializer_range)
-    layer = nnx.Embed(rows, config.dim, embedding_init=normal, rngs=rngs)
+    layer = PaddedTable(rows, config.dim, padding, embedding_init=normal, rngs=rngs)
     layer.dtype = None  # the table's, also after the table was replaced by one of another dtype
     return layer
 
@@ -52,27 +77,33 @@ def layer_norm(config: DistilBertConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(config.dim, epsilon=LAYER_NORM_EPS, use_fast_variance=False, rngs=rngs)
 
 
-def keep_mask(attention_mask: Array | None) -> Array | None:
-    """Which keys each query sees: (batch, 1 or n_heads, 1 or seq, seq) of bool. None keeps all."""
-    if attention_mask is None:
-        return None
-    keep = jnp.asarray(attention_mask) != 0
-    if keep.ndim == 2:
-        return keep[:, None, None, :]
-    return keep[:, None] if keep.ndim == 3 else keep
+def recomputed(block: TransformerBlock) -> Callable[..., Any]:
+    """The block, whose inside is computed again for the gradient, with the same dropout, instead of being kept."""
+    graph, state = nnx.split(block)
+    dropouts = (block.attention.dropout, block.ffn.dropout)
+
+    @functools.partial(jax.checkpoint, static_argnums=4)
+    def result(state: nnx.State[Any, Any], x: Array, keep: Any, head_mask: Any, output_attentions: bool) -> Any:
+        copy = nnx.merge(graph, state)
+        return copy(x, keep, head_mask, output_attentions), nnx.state(copy, nnx.RngCount)
+
+    def run(*arguments: Any) -> tuple[Array, Array | None]:
+        found, counts = result(state, *arguments)
+        if any(dropout.rate > 0 and not dropout.deterministic for dropout in dropouts):
+            nnx.update(block, counts)  # nnx.remat would do so at every call, which JAX's own transforms refuse
+        return found
+
+    return run
 
 
 class Embeddings(nnx.Module):
     """dropout(LayerNorm(word + position)). input_ids, position_ids: (batch, seq); result: (batch, seq, dim)."""
 
     def __init__(self, config: DistilBertConfig, *, rngs: nnx.Rngs) -> None:
-        self.word_embeddings = embedding(config, config.vocab_size, rngs=rngs)
+        self.word_embeddings = embedding(config, config.vocab_size, config.pad_token_id, rngs=rngs)
         self.position_embeddings = embedding(config, config.max_position_embeddings, rngs=rngs)
         self.LayerNorm = layer_norm(config, rngs=rngs)
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
-        if config.pad_token_id is not None:
-            table = self.word_embeddings.embedding
-            table[...] = table[...].at[config.pad_token_id].set(0.0)
         if config.sinusoidal_pos_embds:
             table = sinusoidal_table(config.max_position_embeddings, config.dim)
             setattr(self.position_embeddings, "embedding", FixedTable(jnp.asarray(table)))  # noqa: B010 - not the Param that it declares
@@ -91,9 +122,11 @@ class MultiHeadSelfAttention(nnx.Module):
     x and result: (batch, seq, dim); probabilities: (batch, n_heads, seq, seq), or None when not asked for.
     """
 
+    attn_implementation = KERNELS[0]  # see PretrainedModel.set_attn_implementation
+
     def __init__(self, config: DistilBertConfig, layer: int, *, rngs: nnx.Rngs) -> None:
         self.head_dim = config.head_dim
-        self.n_heads = config.n_heads - len(config.pruned_heads.get(layer, ()))
+        self.n_heads = config.heads_of(layer)
         self.q_lin = linear(config, config.dim, self.n_heads * self.head_dim, rngs=rngs)
         self.k_lin = linear(config, config.dim, self.n_heads * self.head_dim, rngs=rngs)
         self.v_lin = linear(config, config.dim, self.n_heads * self.head_dim, rngs=rngs)
@@ -104,22 +137,16 @@ class MultiHeadSelfAttention(nnx.Module):
         self, x: Array, keep: Array | None, head_mask: Array | None, output_attentions: bool
     ) -> tuple[Array, Array | None]:
         q, k, v = self.split(self.q_lin(x)), self.split(self.k_lin(x)), self.split(self.v_lin(x))
-        context, probabilities = self.attend(q, k, v, keep, head_mask)
+        drops, probabilities = self.dropout.rate > 0 and not self.dropout.deterministic, None
+        if self.attn_implementation == "eager" or head_mask is not None or output_attentions or drops:
+            context, probabilities = attend(q, k, v, keep, head_mask, self.dropout)
+        else:
+            context = attend_fused(q, k, v, keep, self.attn_implementation)
         context = context.swapaxes(1, 2).reshape(*x.shape[:2], -1)  # (batch, seq, n_heads * head_dim)
         return self.out_lin(context), probabilities if output_attentions else None
 
     def split(self, x: Array) -> Array:
         return x.reshape(*x.shape[:2], self.n_heads, self.head_dim).swapaxes(1, 2)  # (batch, n_heads, seq, head_dim)
-
-    def attend(self, q: Array, k: Array, v: Array, keep: Array | None, head_mask: Array | None) -> tuple[Array, Array]:
-        scores = (q * self.head_dim**-0.5) @ k.swapaxes(-1, -2)  # (batch, n_heads, seq, seq)
-        if keep is not None:  # replaced, not added to: a row without a key becomes uniform
-            scores = jnp.where(keep, scores, jnp.finfo(scores.dtype).min)
-        softmax_dtype = jnp.promote_types(scores.dtype, jnp.float32)
-        probabilities = self.dropout(jax.nn.softmax(scores.astype(softmax_dtype)).astype(q.dtype))
-        if head_mask is not None:
-            probabilities = probabilities * head_mask[:, None, None]
-        return probabilities @ v, probabilities  # (batch, n_heads, seq, head_dim)
 
 
 class FFN(nnx.Module):
@@ -162,6 +189,7 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: DistilBertConfig, *, rngs: nnx.Rngs) -> None:
         self.layer = nnx.List(TransformerBlock(config, i, rngs=rngs) for i in range(config.n_layers))
+        self.gradient_checkpointing = False  # see PretrainedModel.gradient_checkpointing_enable
 
     def __call__(
         self,
@@ -173,39 +201,13 @@ class Transformer(nnx.Module):
     ) -> BaseModelOutput:
         hidden_states, attentions = (x,), ()
         for i, block in enumerate(self.layer):
-            x, probabilities = block(x, keep, None if head_mask is None else head_mask[i], output_attentions)
+            run = recomputed(block) if self.gradient_checkpointing else block
+            x, probabilities = run(x, keep, None if head_mask is None else head_mask[i], output_attentions)
             hidden_states += (x,)
             attentions += (probabilities,)
         return BaseModelOutput(
             x, hidden_states if output_hidden_states else (), attentions if output_attentions else ()
         )
-
-
-class Pooling(nnx.Module):
-    """One vector per row from the token vectors that the mask keeps; zeros for a row without any, but in mode cls.
-
-    hidden: (batch, seq, dim); attention_mask: (batch, seq); result: (batch, dim). Source: Reimers and Gurevych 2019.
-    """
-
-    def __init__(self, pooling: PoolingConfig) -> None:
-        self.config = pooling
-
-    def __call__(self, hidden: Array, attention_mask: Array | None) -> Array:
-        x = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
-        keep = jnp.ones(x.shape[:2], x.dtype) if attention_mask is None else jnp.asarray(attention_mask)
-        keep = (keep != 0).astype(x.dtype)[:, :, None]
-        count = keep.sum(1)  # (batch, 1)
-        if self.config.mode == "cls":
-            x = x[:, 0]
-        elif self.config.mode == "max":
-            x = jnp.where(keep != 0, x, jnp.finfo(x.dtype).min).max(1) * (count != 0)
-        else:
-            x = (x * keep).sum(1) / jnp.maximum(count if self.config.mode == "mean" else jnp.sqrt(count), 1e-9)
-        if self.config.normalize:
-            x = x / jnp.sqrt(
-                jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24)
-            )  # not norm(x): its gradient at 0 is NaN
-        return x.astype(hidden.dtype)  # (batch, dim)
 
 
 class DistilBertModel(PretrainedModel):
@@ -262,45 +264,3 @@ class DistilBertModel(PretrainedModel):
             output_attentions = self.config.output_attentions
         x = self.embeddings(input_ids, position_ids, inputs_embeds)  # (batch, seq, dim)
         return self.transformer(x, keep_mask(attention_mask), head_mask, output_hidden_states, output_attentions)
-
-
-class DistilBertForSentenceEmbedding(PretrainedModel):
-    """The encoder and a pooling: one vector per text, as sentence-transformers computes it.
-
-    Example:
-        model = DistilBertForSentenceEmbedding.from_pretrained("folder")
-        vectors = model(input_ids, attention_mask).embeddings  # (batch, dim)
-    """
-
-    def __init__(self, config: DistilBertConfig, pooling: PoolingConfig | None = None, *, rngs: nnx.Rngs) -> None:
-        super().__init__(config)
-        self.distilbert = DistilBertModel(config, rngs=rngs)
-        self.pooling = Pooling(pooling or PoolingConfig())
-
-    def __call__(
-        self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        *,
-        position_ids: Any = None,
-        inputs_embeds: Any = None,
-        head_mask: Any = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        **unknown: Any,
-    ) -> SentenceEmbeddingOutput:
-        """Embed a batch. Arguments as for `DistilBertModel`; attention_mask only as (batch, seq)."""
-        check_no_unknown(unknown)
-        attention_mask = as_array(attention_mask)
-        check_pooling_mask(attention_mask)
-        output = self.distilbert(
-            input_ids,
-            attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            head_mask=head_mask,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-        )
-        embeddings = self.pooling(output.last_hidden_state, attention_mask)  # (batch, dim)
-        return SentenceEmbeddingOutput(embeddings, output.hidden_states, output.attentions)

@@ -1,26 +1,36 @@
-"""DistilBERT in PyTorch. Twins: distilbert/tf/model.py and distilbert/flax/model.py.
+"""The encoder in PyTorch. Twins: tf/model.py and flax/model.py.
 
 Source: Sanh et al. 2019, arXiv 1910.01108. Axes: batch, seq, dim, n_heads, head_dim, hidden_dim.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the framework's own name
+from torch.utils.checkpoint import checkpoint
 
-from distilbert.checks import check_inputs, check_no_unknown, check_pooling_mask
-from distilbert.config import LAYER_NORM_EPS, DistilBertConfig, PoolingConfig
-from distilbert.outputs import BaseModelOutput, SentenceEmbeddingOutput
+from distilbert.checks import check_inputs, check_no_unknown
+from distilbert.config import LAYER_NORM_EPS, DistilBertConfig
+from distilbert.outputs import BaseModelOutput
 from distilbert.positions import sinusoidal_table
+from distilbert.pt.attention import FLASH, KERNELS, Ragged, attend, attend_flash, attend_fused, keep_mask, ragged
 from distilbert.pt.pretrained import PretrainedModel, as_tensor, values
 
-ACTIVATIONS = {
+
+def rounded_once(formula: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The formula in float32 or better: half precision is rounded at its end only, not at each of its steps."""
+    return lambda x: formula(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
+
+
+ACTIVATIONS = {  # PyTorch's own round once
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "quick_gelu": rounded_once(lambda x: x * torch.sigmoid(1.702 * x)),
     "relu": F.relu,
     "silu": F.silu,
     "swish": F.silu,
@@ -36,10 +46,12 @@ def linear(config: DistilBertConfig, in_features: int, out_features: int) -> nn.
     return layer
 
 
-def embedding(config: DistilBertConfig, rows: int) -> nn.Embedding:
-    """A table of (rows, dim) drawn from N(0, initializer_range)."""
-    layer = nn.Embedding(rows, config.dim)
+def embedding(config: DistilBertConfig, rows: int, padding: int | None = None) -> nn.Embedding:
+    """A table of (rows, dim) drawn from N(0, initializer_range); the row `padding` is zero and not trained."""
+    layer = nn.Embedding(rows, config.dim, padding_idx=padding)
     nn.init.normal_(layer.weight, std=config.initializer_range)
+    if padding is not None:
+        nn.init.zeros_(layer.weight[padding])
     return layer
 
 
@@ -48,14 +60,9 @@ def layer_norm(config: DistilBertConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
 
 
-def keep_mask(attention_mask: Tensor | None) -> Tensor | None:
-    """Which keys each query sees: (batch, 1 or n_heads, 1 or seq, seq) of bool. None keeps all."""
-    if attention_mask is None:
-        return None
-    keep = attention_mask != 0
-    if keep.ndim == 2:
-        return keep[:, None, None, :]
-    return keep[:, None] if keep.ndim == 3 else keep
+def recomputed(block: nn.Module) -> Callable[..., Any]:
+    """The block, whose inside is computed again for the gradient, with the same dropout, instead of being kept."""
+    return functools.partial(checkpoint, block, use_reentrant=False)
 
 
 class Embeddings(nn.Module):
@@ -63,17 +70,14 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__()
-        self.word_embeddings = embedding(config, config.vocab_size)
+        self.word_embeddings = embedding(config, config.vocab_size, config.pad_token_id)
         self.position_embeddings = embedding(config, config.max_position_embeddings)
         self.LayerNorm = layer_norm(config)
         self.dropout = nn.Dropout(config.dropout)
-        with torch.no_grad():
-            if config.pad_token_id is not None:
-                self.word_embeddings.weight[config.pad_token_id] = 0.0
-            if config.sinusoidal_pos_embds:
-                table = sinusoidal_table(config.max_position_embeddings, config.dim)
-                self.position_embeddings.weight.copy_(torch.from_numpy(table))
-                self.position_embeddings.weight.requires_grad_(False)
+        if config.sinusoidal_pos_embds:
+            table = sinusoidal_table(config.max_position_embeddings, config.dim)
+            self.position_embeddings.weight.requires_grad_(False)
+            self.position_embeddings.weight.copy_(torch.from_numpy(table))
 
     def forward(self, input_ids: Any, position_ids: Any, inputs_embeds: Any) -> Tensor:
         word = inputs_embeds if input_ids is None else self.word_embeddings(input_ids)  # (batch, seq, dim)
@@ -89,12 +93,12 @@ class MultiHeadSelfAttention(nn.Module):
     x and result: (batch, seq, dim); probabilities: (batch, n_heads, seq, seq), or None when not asked for.
     """
 
-    implementation = "sdpa"  # or "eager": see PretrainedModel.set_attn_implementation
+    attn_implementation = KERNELS[0]  # see PretrainedModel.set_attn_implementation
 
     def __init__(self, config: DistilBertConfig, layer: int) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.n_heads = config.n_heads - len(config.pruned_heads.get(layer, ()))
+        self.n_heads = config.heads_of(layer)
         self.q_lin = linear(config, config.dim, self.n_heads * self.head_dim)
         self.k_lin = linear(config, config.dim, self.n_heads * self.head_dim)
         self.v_lin = linear(config, config.dim, self.n_heads * self.head_dim)
@@ -102,37 +106,21 @@ class MultiHeadSelfAttention(nn.Module):
         self.dropout = nn.Dropout(config.attention_dropout)
 
     def forward(
-        self, x: Tensor, keep: Tensor | None, head_mask: Tensor | None, output_attentions: bool
+        self, x: Tensor, keep: Tensor | Ragged | None, head_mask: Tensor | None, output_attentions: bool
     ) -> tuple[Tensor, Tensor | None]:
         q, k, v = self.split(self.q_lin(x)), self.split(self.k_lin(x)), self.split(self.v_lin(x))
-        if self.implementation == "sdpa" and head_mask is None and not output_attentions:
-            context, probabilities = self.attend_fused(q, k, v, keep), None
+        dropout_p, probabilities = self.dropout.p if self.training else 0.0, None
+        if isinstance(keep, Ragged):
+            context = attend_flash(q, k, v, keep, dropout_p)
+        elif self.attn_implementation == "eager" or head_mask is not None or output_attentions:
+            context, probabilities = attend(q, k, v, keep, head_mask, self.dropout)
         else:
-            context, probabilities = self.attend(q, k, v, keep, head_mask)
+            context = attend_fused(q, k, v, keep, dropout_p)
         context = context.transpose(1, 2).flatten(2)  # (batch, seq, n_heads * head_dim)
         return self.out_lin(context), probabilities if output_attentions else None
 
     def split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, self.head_dim)).transpose(1, 2)  # (batch, n_heads, seq, head_dim)
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, head_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        scores = (q * self.head_dim**-0.5) @ k.transpose(-1, -2)  # (batch, n_heads, seq, seq)
-        if keep is not None:  # replaced, not added to: a row without a key becomes uniform
-            scores = scores.masked_fill(~keep, torch.finfo(scores.dtype).min)
-        softmax_dtype = torch.promote_types(scores.dtype, torch.float32)
-        probabilities = self.dropout(scores.softmax(-1, dtype=softmax_dtype).to(q.dtype))
-        if head_mask is not None:
-            probabilities = probabilities * head_mask[:, None, None]
-        return probabilities @ v, probabilities  # (batch, n_heads, seq, head_dim)
-
-    def attend_fused(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
-        if keep is not None:  # a query without a key: a zero query that sees all keys attends uniformly
-            without_key = ~keep.any(-1, keepdim=True)  # (batch, 1 or n_heads, 1 or seq, 1)
-            q, keep = q.masked_fill(without_key, 0.0), keep | without_key
-        dropout = self.dropout.p if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=dropout)
 
 
 class FFN(nn.Module):
@@ -164,7 +152,7 @@ class TransformerBlock(nn.Module):
         self.output_layer_norm = layer_norm(config)
 
     def forward(
-        self, x: Tensor, keep: Tensor | None, head_mask: Tensor | None, output_attentions: bool
+        self, x: Tensor, keep: Tensor | Ragged | None, head_mask: Tensor | None, output_attentions: bool
     ) -> tuple[Tensor, Tensor | None]:
         attended, probabilities = self.attention(x, keep, head_mask, output_attentions)
         x = self.sa_layer_norm(attended + x)
@@ -178,48 +166,25 @@ class Transformer(nn.Module):
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList(TransformerBlock(config, i) for i in range(config.n_layers))
+        self.gradient_checkpointing = False  # see PretrainedModel.gradient_checkpointing_enable
 
     def forward(
         self,
         x: Tensor,
-        keep: Tensor | None,
+        keep: Tensor | Ragged | None,
         head_mask: Tensor | None,
         output_hidden_states: bool,
         output_attentions: bool,
     ) -> BaseModelOutput:
         hidden_states, attentions = (x,), ()
         for i, block in enumerate(self.layer):
-            x, probabilities = block(x, keep, None if head_mask is None else head_mask[i], output_attentions)
+            run = recomputed(block) if self.gradient_checkpointing else block
+            x, probabilities = run(x, keep, None if head_mask is None else head_mask[i], output_attentions)
             hidden_states += (x,)
             attentions += (probabilities,)
         return BaseModelOutput(
             x, hidden_states if output_hidden_states else (), attentions if output_attentions else ()
         )
-
-
-class Pooling(nn.Module):
-    """One vector per row from the token vectors that the mask keeps; zeros for a row without any, but in mode cls.
-
-    hidden: (batch, seq, dim); attention_mask: (batch, seq); result: (batch, dim). Source: Reimers and Gurevych 2019.
-    """
-
-    def __init__(self, pooling: PoolingConfig) -> None:
-        super().__init__()
-        self.config = pooling
-
-    def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-        x = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-        keep = torch.ones_like(x[:, :, :1]) if attention_mask is None else (attention_mask != 0)[:, :, None].to(x)
-        count = keep.sum(1)  # (batch, 1)
-        if self.config.mode == "cls":
-            x = x[:, 0]
-        elif self.config.mode == "max":
-            x = torch.where(keep != 0, x, torch.finfo(x.dtype).min).amax(1) * (count != 0)
-        else:
-            x = (x * keep).sum(1) / (count if self.config.mode == "mean" else count.sqrt()).clamp(min=1e-9)
-        if self.config.normalize:
-            x = x / (x * x).sum(-1, keepdim=True).clamp(min=1e-24).sqrt()  # not norm(x): its gradient at 0 is NaN
-        return x.to(hidden.dtype)  # (batch, dim)
 
 
 class DistilBertModel(PretrainedModel):
@@ -279,46 +244,7 @@ class DistilBertModel(PretrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         x = self.embeddings(input_ids, position_ids, inputs_embeds)  # (batch, seq, dim)
-        return self.transformer(x, keep_mask(attention_mask), head_mask, output_hidden_states, output_attentions)
-
-
-class DistilBertForSentenceEmbedding(PretrainedModel):
-    """The encoder and a pooling: one vector per text, as sentence-transformers computes it.
-
-    Example:
-        model = DistilBertForSentenceEmbedding.from_pretrained("folder")
-        vectors = model(input_ids, attention_mask).embeddings  # (batch, dim)
-    """
-
-    def __init__(self, config: DistilBertConfig, pooling: PoolingConfig | None = None) -> None:
-        super().__init__(config)
-        self.distilbert = DistilBertModel(config)
-        self.pooling = Pooling(pooling or PoolingConfig())
-
-    def forward(
-        self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        *,
-        position_ids: Any = None,
-        inputs_embeds: Any = None,
-        head_mask: Any = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        **unknown: Any,
-    ) -> SentenceEmbeddingOutput:
-        """Embed a batch. Arguments as for `DistilBertModel`; attention_mask only as (batch, seq)."""
-        check_no_unknown(unknown)
-        attention_mask = as_tensor(attention_mask, self.device)
-        check_pooling_mask(attention_mask)
-        output = self.distilbert(
-            input_ids,
-            attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            head_mask=head_mask,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-        )
-        embeddings = self.pooling(output.last_hidden_state, attention_mask)  # (batch, dim)
-        return SentenceEmbeddingOutput(embeddings, output.hidden_states, output.attentions)
+        keep = keep_mask(attention_mask)
+        if self.attn_implementation == FLASH and head_mask is None and not output_attentions:
+            keep = ragged(keep, x, self.config.attention_dropout if self.training else 0.0) or keep
+        return self.transformer(x, keep, head_mask, output_hidden_states, output_attentions)

@@ -1,13 +1,13 @@
 """Arrays into PyTorch parameters and back: construction from a seed or a checkpoint, and saving.
 
-Twins: distilbert/tf/pretrained.py and distilbert/flax/pretrained.py.
+Twins: tf/pretrained.py and flax/pretrained.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,22 +16,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distilbert import weight_map
+from distilbert import resizing, weight_map
 from distilbert.checkpoint.loading import LoadReport, open_checkpoint
 from distilbert.checkpoint.saving import save_checkpoint
 from distilbert.checkpoint.tensors import Array, check_dtype
 from distilbert.checks import check_weights
 from distilbert.config import DistilBertConfig, PoolingConfig
 from distilbert.initialization import initial_weights
+from distilbert.pt.attention import FLASH, KERNELS, check_kernel
 
 LAYOUT = weight_map.PT
-ATTENTION = ("sdpa", "eager")
+OLD_FLASH = "use_flash_attention_2"
 
 
 class PretrainedModel(nn.Module):
     """What every model has: a config, and the ways in and out."""
 
     load_report: LoadReport | None = None  # of the checkpoint that the weights came from
+    attn_implementation = KERNELS[0]
 
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__()
@@ -56,7 +58,7 @@ class PretrainedModel(nn.Module):
         strict: bool = True,
         new_head: bool = False,
         revision: str | None = None,
-        attn_implementation: str = "sdpa",
+        attn_implementation: str | None = None,
         **config_overrides: Any,
     ) -> Self:
         """A model in evaluation mode with the weights of a checkpoint, in any format; no other framework is needed.
@@ -65,14 +67,21 @@ class PretrainedModel(nn.Module):
             folder_or_hub_id: a folder, or the id of a model on the hub (needs the extra `hub`).
             dtype: of weights and compute; default float32.
             strict: refuse tensors that the class does not know.
-            new_head: allow a head that the checkpoint lacks; it gets initial weights.
+            new_head: allow a head that the checkpoint lacks or has in another size; it gets initial weights. Other
+                labels than the file's (`num_labels`, `id2label`) allow it too.
             revision: of the hub model.
-            attn_implementation: "sdpa" or "eager".
-            config_overrides: config fields that win over the file.
+            attn_implementation: the attention kernel, see `set_attn_implementation`.
+            config_overrides: config fields that win over the file. The old spellings `torch_dtype` of `dtype`, and
+                `use_flash_attention_2=True`, are understood.
 
         Raises:
             CheckpointError: the files are not a checkpoint of this class. ConfigError: config.json is wrong.
+            ValueError: a dtype or kernel that does not exist, or that this machine does not have.
         """
+        old_dtype, old_flash = config_overrides.pop("torch_dtype", None), config_overrides.pop(OLD_FLASH, False)
+        dtype = old_dtype if dtype is None else dtype
+        kernel = attn_implementation or (FLASH if old_flash else KERNELS[0])
+        check_kernel(kernel)
         source = open_checkpoint(
             folder_or_hub_id, cls.__name__, dtype=dtype_name(dtype), strict=strict, new_head=new_head,
             revision=revision, **config_overrides,
@@ -81,7 +90,7 @@ class PretrainedModel(nn.Module):
         model = cls._empty(source.config, **source.settings)
         model.assign(weights)
         model.load_report = source.report
-        return model.set_attn_implementation(attn_implementation).eval()
+        return model.set_attn_implementation(kernel).eval()
 
     @classmethod
     def _empty(cls, config: DistilBertConfig, **settings: Any) -> Self:
@@ -91,14 +100,30 @@ class PretrainedModel(nn.Module):
 
     def assign(self, weights: Mapping[str, Array]) -> None:
         """Replace parameters by canonical arrays, whose dtype becomes theirs."""
-        specs = self.tensor_specs()
-        check_weights({name: spec.shape for name, spec in specs.items()}, weights)
+        specs, tied = self.tensor_specs(), weight_map.tied(self.config, type(self).__name__)
+        check_weights({n: spec.shape for n, spec in specs.items()}, weights, tied, weight_map.WORD_EMBEDDINGS)
         for name, spec in specs.items():
-            owner, leaf = weight_map.find_owner(self, spec), spec.spelling(LAYOUT).name
-            old: nn.Parameter = getattr(owner, leaf)
-            tensor = from_numpy(spec.to_layout(weights[name], LAYOUT).copy())
-            tensor = tensor if old.is_meta else tensor.to(old.device)
-            setattr(owner, leaf, nn.Parameter(tensor, requires_grad=old.requires_grad))
+            if name not in tied:
+                self._replace(spec, weights[name])
+        self.tie_weights()
+
+    def _replace(self, spec: weight_map.TensorSpec, canonical: Array) -> None:
+        """Put a new parameter, of any size, in place of an old one."""
+        owner, leaf = weight_map.find_owner(self, spec), spec.spelling(LAYOUT).name
+        old: nn.Parameter = getattr(owner, leaf)
+        tensor = from_numpy(spec.to_layout(canonical, LAYOUT).copy())
+        tensor = tensor if old.is_meta else tensor.to(old.device)
+        setattr(owner, leaf, nn.Parameter(tensor, requires_grad=old.requires_grad))
+        if isinstance(owner, nn.Embedding):
+            owner.num_embeddings = len(tensor)
+        elif isinstance(owner, nn.Linear) and leaf == "weight":
+            owner.out_features, owner.in_features = tensor.shape
+
+    def tie_weights(self) -> None:
+        """Make the masked LM's projector the word embeddings themselves, if the config ties them."""
+        for name in weight_map.tied(self.config, type(self).__name__):
+            spec, words = self.tensor_specs()[name], self.tensor_specs()[weight_map.WORD_EMBEDDINGS]
+            setattr(weight_map.find_owner(self, spec), spec.spelling(LAYOUT).name, self._parameter(words))
 
     def weights_by_name(self) -> dict[str, Array]:
         """All parameters as NumPy arrays, by canonical name in canonical orientation."""
@@ -116,12 +141,79 @@ class PretrainedModel(nn.Module):
         finally:
             self.train(training)
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int, pad_to_multiple_of: int | None = None, *, seed: int = 0
+    ) -> Self:
+        """Change the vocabulary's size. Rows that stay keep their bits; new ones are N(0, initializer_range).
+
+        The masked LM's projector and its bias (new entries 0) follow, and so does the config. Make optimizers anew.
+
+        Raises:
+            ValueError: a size is not positive, or pad_token_id would lie outside.
+        """
+        head = type(self).__name__
+        sizes = (new_num_tokens, pad_to_multiple_of, seed)
+        return self._take_over(*resizing.resize_vocabulary(self.config, head, self.weights_by_name(), *sizes))
+
+    def resize_position_embeddings(self, new_num_position_embeddings: int, *, seed: int = 0) -> Self:
+        """Change the number of positions. Rows that stay keep their bits.
+
+        New rows are N(0, initializer_range), or the sinusoid's where the config asks for it. Make optimizers anew.
+
+        Raises:
+            ValueError: the size is not positive.
+        """
+        head, size = type(self).__name__, new_num_position_embeddings
+        return self._take_over(*resizing.resize_positions(self.config, head, self.weights_by_name(), size, seed))
+
+    def prune_heads(self, heads: Mapping[int, Iterable[int]]) -> Self:
+        """Remove attention heads: layer -> heads, numbered as in the unpruned model. The config remembers them.
+
+        Raises:
+            ConfigError: there is no such layer or head, or a layer would be left without one.
+        """
+        return self._take_over(*resizing.prune_heads(self.config, type(self).__name__, self.weights_by_name(), heads))
+
+    def _take_over(self, config: DistilBertConfig, changed: Mapping[str, Array]) -> Self:
+        """Take over a changed config and the tensors that change with it."""
+        for module in self.modules():
+            if isinstance(getattr(module, "config", None), DistilBertConfig):
+                setattr(module, "config", config)  # noqa: B010 - a plain attribute, no parameter
+        for layer, block in enumerate(self._encoder().transformer.layer):
+            block.attention.n_heads = config.heads_of(layer)
+        specs, tied = self.tensor_specs(), weight_map.tied(config, type(self).__name__)
+        for name in changed.keys() - {*tied}:
+            self._replace(specs[name], changed[name])
+        self.tie_weights()
+        return self
+
+    def gradient_checkpointing_enable(self) -> Self:
+        """Save memory in training: keep each block's result only, and compute its inside again for the gradient."""
+        return self._set_gradient_checkpointing(True)
+
+    def gradient_checkpointing_disable(self) -> Self:
+        """Keep everything for the gradient again."""
+        return self._set_gradient_checkpointing(False)
+
+    def _set_gradient_checkpointing(self, value: bool) -> Self:
+        self._encoder().transformer.gradient_checkpointing = value
+        return self
+
+    def _encoder(self) -> Any:
+        """The `DistilBertModel`, which a head holds and a bare encoder is."""
+        return getattr(self, "distilbert", self)
+
     def tensor_specs(self) -> dict[str, weight_map.TensorSpec]:
         """Every tensor of this model by canonical name."""
         return weight_map.tensor_specs(self.config, type(self).__name__)
 
-    def _parameter(self, spec: weight_map.TensorSpec) -> Tensor:
+    def _parameter(self, spec: weight_map.TensorSpec) -> nn.Parameter:
         return getattr(weight_map.find_owner(self, spec), spec.spelling(LAYOUT).name)
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by canonical name: no sinusoidal table, a tied projector not twice."""
+        specs = weight_map.trained(self.config, type(self).__name__)
+        return {name: self._parameter(spec) for name, spec in specs.items()}
 
     def save_pretrained(self, folder: str | os.PathLike[str], format: str = "safetensors") -> None:  # noqa: A002
         """Write weights and config.json into `folder`: "safetensors", "tf-h5" or "flax-msgpack"."""
@@ -129,12 +221,18 @@ class PretrainedModel(nn.Module):
         save_checkpoint(Path(folder), format, type(self).__name__, self.config, self.weights_by_name(), pooling)
 
     def set_attn_implementation(self, attn_implementation: str) -> Self:
-        """Choose the attention kernel: "sdpa" (fused) or "eager" (plain). The results agree to rounding."""
-        if attn_implementation not in ATTENTION:
-            raise ValueError(f"attn_implementation must be one of {', '.join(ATTENTION)}, got {attn_implementation!r}.")
+        """Choose the attention kernel: "sdpa" (fused), "eager" (plain) or "flash_attention_2". They agree to rounding.
+
+        A call that a kernel cannot serve (attentions, a head mask; for flash also masks that are neither padding nor
+        packed blocks) takes the next plainer one. Flash attention needs CUDA and half precision.
+
+        Raises:
+            ValueError: there is no such kernel, or no CUDA device for it. ImportError: it is not installed.
+        """
+        check_kernel(attn_implementation)
         for module in self.modules():
-            if hasattr(module, "implementation"):
-                setattr(module, "implementation", attn_implementation)  # noqa: B010 - a plain attribute, no parameter
+            if hasattr(module, "attn_implementation"):
+                setattr(module, "attn_implementation", attn_implementation)  # noqa: B010 - as above
         return self
 
     @property
@@ -185,11 +283,10 @@ def values(tensor: Tensor) -> Array | None:
 
 @contextlib.contextmanager
 def exact(dtype: str) -> Generator[None]:  # noqa: ARG001 - as in the twins
-    """The mode in which results are compared: no gradients, no products in reduced precision."""
+    """The mode in which results are compared: no products in reduced precision."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(before)

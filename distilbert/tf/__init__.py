@@ -10,7 +10,24 @@ if _backend != "tensorflow":
         "KERAS_BACKEND=tensorflow before Keras is first imported, or use distilbert.pt or distilbert.flax."
     )
 
-from distilbert.tf.model import DistilBertForSentenceEmbedding, DistilBertModel  # noqa: E402 - after the checks
+from distilbert.tf.heads import (  # noqa: E402 - after the checks
+    DistilBertForMaskedLM,
+    DistilBertForMultipleChoice,
+    DistilBertForQuestionAnswering,
+    DistilBertForSentenceEmbedding,
+    DistilBertForSequenceClassification,
+    DistilBertForTokenClassification,
+)
+from distilbert.tf.model import DistilBertModel  # noqa: E402
 from distilbert.tf.pretrained import exact  # noqa: E402
 
-__all__ = ["DistilBertForSentenceEmbedding", "DistilBertModel", "exact"]
+__all__ = [
+    "DistilBertForMaskedLM",
+    "DistilBertForMultipleChoice",
+    "DistilBertForQuestionAnswering",
+    "DistilBertForSentenceEmbedding",
+    "DistilBertForSequenceClassification",
+    "DistilBertForTokenClassification",
+    "DistilBertModel",
+    "exact",
+]

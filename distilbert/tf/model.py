@@ -1,4 +1,4 @@
-"""DistilBERT in Keras 3 on TensorFlow. Twins: distilbert/pt/model.py and distilbert/flax/model.py.
+"""The encoder in Keras 3 on TensorFlow. Twins: pt/model.py and flax/model.py.
 
 Source: Sanh et al. 2019, arXiv 1910.01108. Axes: batch, seq, dim, n_heads, head_dim, hidden_dim.
 """
@@ -10,31 +10,39 @@ Source: Sanh et al. 2019, arXiv 1910.01108. Axes: batch, seq, dim, n_heads, head
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import keras
-import ml_dtypes
 import tensorflow as tf
 from keras import ops
 
-from distilbert.checks import check_inputs, check_no_unknown, check_pooling_mask
-from distilbert.config import LAYER_NORM_EPS, DistilBertConfig, PoolingConfig
-from distilbert.outputs import BaseModelOutput, SentenceEmbeddingOutput
+from distilbert.checks import check_inputs, check_no_unknown
+from distilbert.config import LAYER_NORM_EPS, DistilBertConfig
+from distilbert.outputs import BaseModelOutput
 from distilbert.positions import sinusoidal_table
-from distilbert.tf.pretrained import PretrainedModel, as_tensor, unpack, values
+from distilbert.tf.attention import attend, keep_mask
+from distilbert.tf.pretrained import PretrainedModel, as_tensor, values
 
 Tensor = Any  # a tf.Tensor, or Keras's symbolic one
 Shape = Any
 
+
+def rounded_once(formula: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The formula in float32 or better: half precision is rounded at its end only, not at each of its steps."""
+    return lambda x: ops.cast(formula(ops.cast(x, keras.backend.result_type(x.dtype, "float32"))), x.dtype)
+
+
 # GELU is written out: TensorFlow's own rounds its constants to float32, which shows in float64.
 ACTIVATIONS = {
-    "gelu": lambda x: 0.5 * x * (1.0 + ops.erf(x / math.sqrt(2.0))),
-    "gelu_new": lambda x: 0.5 * x * (1.0 + ops.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x))),
-    "quick_gelu": lambda x: x * ops.sigmoid(1.702 * x),
+    "gelu": rounded_once(lambda x: 0.5 * x * (1.0 + ops.erf(x / math.sqrt(2.0)))),
+    "gelu_new": rounded_once(
+        lambda x: 0.5 * x * (1.0 + ops.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
+    ),
+    "quick_gelu": rounded_once(lambda x: x * ops.sigmoid(1.702 * x)),
     "relu": ops.relu,
-    "silu": ops.silu,
-    "swish": ops.silu,
+    "silu": rounded_once(ops.silu),
+    "swish": rounded_once(ops.silu),
     "tanh": ops.tanh,
 }
 
@@ -60,16 +68,55 @@ class FixedTable(keras.layers.Embedding):
         pass
 
 
+class PaddedTable(keras.layers.Embedding):
+    """A table with a row for padding, which starts as zero and gets no gradient from being looked up."""
+
+    def __init__(self, rows: int, dim: int, padding: int | None, **options: Any) -> None:
+        super().__init__(rows, dim, **options)
+        self.padding = padding
+
+    def build(self, input_shape: Shape = None) -> None:
+        super().build(input_shape)
+        if self.padding is not None:
+            kept = ops.cast(ops.arange(self.input_dim) != self.padding, self.embeddings.dtype)
+            self.embeddings.assign(self.embeddings * kept[:, None])
+
+    def call(self, inputs: Tensor) -> Tensor:
+        rows = super().call(inputs)
+        if self.padding is None:
+            return rows
+        return ops.where(ops.equal(inputs, self.padding)[..., None], ops.stop_gradient(rows), rows)
+
+
+class Dropout(keras.layers.Dropout):
+    """Keras's dropout, which can be told its seed, so that a step can be computed again."""
+
+    drawn: Tensor | None = None
+
+    def draw(self, training: bool | None) -> Tensor | None:
+        """The seed of one call, drawn ahead; None when nothing will be dropped."""
+        return self.seed_generator.next() if training and self.rate > 0 else None
+
+    def call(self, inputs: Tensor, training: bool | None = False) -> Tensor:
+        if not training or self.rate == 0:
+            return inputs
+        seed = self.draw(training) if self.drawn is None else self.drawn
+        return tf.nn.experimental.stateless_dropout(inputs, rate=self.rate, seed=tf.cast(seed, tf.int32))
+
+
 def linear(config: DistilBertConfig, out_features: int, name: str, dtype: Any) -> keras.layers.Dense:
     """A dense layer with N(0, initializer_range) kernel and zero bias."""
     return keras.layers.Dense(out_features, kernel_initializer=normal(config), name=name, dtype=dtype)
 
 
 def embedding(
-    config: DistilBertConfig, rows: int, name: str, dtype: Any, kind: type = keras.layers.Embedding
+    config: DistilBertConfig, rows: int, padding: int | None, name: str, dtype: Any, *, fixed: bool = False
 ) -> keras.layers.Embedding:
-    """A table of (rows, dim) drawn from N(0, initializer_range)."""
-    return kind(rows, config.dim, embeddings_initializer=normal(config), name=name, dtype=dtype)
+    """A table of (rows, dim) drawn from N(0, initializer_range); the row `padding` is zero and not trained."""
+    options = {"embeddings_initializer": normal(config), "name": name, "dtype": dtype}
+    if fixed:
+        return FixedTable(rows, config.dim, **options)
+    return PaddedTable(rows, config.dim, padding, **options)
 
 
 def layer_norm(config: DistilBertConfig, name: str, dtype: Any) -> keras.layers.LayerNormalization:  # noqa: ARG001 - as in the twins
@@ -77,20 +124,26 @@ def layer_norm(config: DistilBertConfig, name: str, dtype: Any) -> keras.layers.
     return keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPS, name=name, dtype=dtype)
 
 
-def keep_mask(attention_mask: Tensor | None) -> Tensor | None:
-    """Which keys each query sees: (batch, 1 or n_heads, 1 or seq, seq) of bool. None keeps all."""
-    if attention_mask is None:
-        return None
-    keep = ops.cast(attention_mask, "bool")
-    if len(keep.shape) == 2:
-        return keep[:, None, None, :]
-    return keep[:, None] if len(keep.shape) == 3 else keep
+def recomputed(block: TransformerBlock, training: bool | None) -> Callable[..., Any]:
+    """The block, whose inside is computed again for the gradient, with the same dropout, instead of being kept."""
+    dropouts = (block.attention.dropout, block.ffn.dropout)
+    seeds = [dropout.draw(training) for dropout in dropouts]
 
+    def run(x: Tensor, head_mask: Tensor | None, **arguments: Any) -> tuple[Tensor, Tensor | None]:
+        @tf.recompute_grad
+        def result(x: Tensor, *head_mask: Tensor) -> Any:
+            for dropout, seed in zip(dropouts, seeds, strict=True):
+                dropout.drawn = seed
+            given = {"head_mask": head_mask[0] if head_mask else None, **arguments}
+            x, probabilities = block(x, **given, training=training)
+            for dropout in dropouts:
+                dropout.drawn = None
+            return x if probabilities is None else (x, probabilities)
 
-def lowest(x: Tensor) -> Tensor:
-    """The finite minimum of the dtype of x."""
-    dtype = keras.backend.standardize_dtype(x.dtype)
-    return ops.convert_to_tensor(ml_dtypes.finfo(dtype).min, dtype=dtype)
+        found = result(x) if head_mask is None else result(x, head_mask)  # what has a gradient; None is no tensor
+        return found if isinstance(found, tuple) else (found, None)
+
+    return run
 
 
 class Embeddings(keras.layers.Layer):
@@ -99,20 +152,23 @@ class Embeddings(keras.layers.Layer):
     def __init__(self, config: DistilBertConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.config, dtype = config, self.dtype_policy
-        self.word_embeddings = embedding(config, config.vocab_size, "word_embeddings", dtype)
-        kind = FixedTable if config.sinusoidal_pos_embds else keras.layers.Embedding
-        self.position_embeddings = embedding(config, config.max_position_embeddings, "position_embeddings", dtype, kind)
+        self.word_embeddings = embedding(config, config.vocab_size, config.pad_token_id, "word_embeddings", dtype)
+        self.position_embeddings = embedding(
+            config,
+            config.max_position_embeddings,
+            None,
+            "position_embeddings",
+            dtype,
+            fixed=config.sinusoidal_pos_embds,
+        )
         self.LayerNorm = layer_norm(config, "LayerNorm", dtype)
-        self.dropout = keras.layers.Dropout(config.dropout, dtype=dtype)
+        self.dropout = Dropout(config.dropout, dtype=dtype)
 
     def build(self, input_shape: Shape = None) -> None:
         config = self.config
         self.word_embeddings.build(input_shape)
         self.position_embeddings.build(input_shape)
         self.LayerNorm.build((None, None, config.dim))
-        if config.pad_token_id is not None:
-            table = self.word_embeddings.embeddings
-            table.assign(table * ops.cast(ops.arange(config.vocab_size) != config.pad_token_id, table.dtype)[:, None])
         if config.sinusoidal_pos_embds:
             table = sinusoidal_table(config.max_position_embeddings, config.dim)
             self.position_embeddings.embeddings.assign(table)
@@ -135,12 +191,12 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         super().__init__(**kwargs)
         self.config, dtype = config, self.dtype_policy
         self.head_dim = config.head_dim
-        self.n_heads = config.n_heads - len(config.pruned_heads.get(layer, ()))
+        self.n_heads = config.heads_of(layer)
         self.q_lin = linear(config, self.n_heads * self.head_dim, "q_lin", dtype)
         self.k_lin = linear(config, self.n_heads * self.head_dim, "k_lin", dtype)
         self.v_lin = linear(config, self.n_heads * self.head_dim, "v_lin", dtype)
         self.out_lin = linear(config, config.dim, "out_lin", dtype)
-        self.dropout = keras.layers.Dropout(config.attention_dropout, dtype=dtype)
+        self.dropout = Dropout(config.attention_dropout, dtype=dtype)
 
     def build(self, input_shape: Shape = None) -> None:
         del input_shape
@@ -152,7 +208,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         self, x: Tensor, keep: Tensor | None, head_mask: Tensor | None, output_attentions: bool
     ) -> tuple[Tensor, Tensor | None]:
         q, k, v = self.split(self.q_lin(x)), self.split(self.k_lin(x)), self.split(self.v_lin(x))
-        context, probabilities = self.attend(q, k, v, keep, head_mask)
+        context, probabilities = attend(q, k, v, keep, head_mask, self.dropout)
         context = ops.transpose(context, (0, 2, 1, 3))
         context = ops.reshape(context, (*ops.shape(x)[:2], self.n_heads * self.head_dim))  # (batch, seq, ...)
         return self.out_lin(context), probabilities if output_attentions else None
@@ -160,18 +216,6 @@ class MultiHeadSelfAttention(keras.layers.Layer):
     def split(self, x: Tensor) -> Tensor:
         x = ops.reshape(x, (*ops.shape(x)[:2], self.n_heads, self.head_dim))
         return ops.transpose(x, (0, 2, 1, 3))  # (batch, n_heads, seq, head_dim)
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, head_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        scores = ops.matmul(q * self.head_dim**-0.5, ops.transpose(k, (0, 1, 3, 2)))  # (batch, n_heads, seq, seq)
-        if keep is not None:  # replaced, not added to: a row without a key becomes uniform
-            scores = ops.where(keep, scores, lowest(scores))
-        softmax_dtype = keras.backend.result_type(scores.dtype, "float32")
-        probabilities = self.dropout(ops.cast(tf.nn.softmax(ops.cast(scores, softmax_dtype)), q.dtype))
-        if head_mask is not None:
-            probabilities = probabilities * head_mask[:, None, None]
-        return ops.matmul(probabilities, v), probabilities  # (batch, n_heads, seq, head_dim)
 
 
 class FFN(keras.layers.Layer):
@@ -185,7 +229,7 @@ class FFN(keras.layers.Layer):
         self.config, dtype = config, self.dtype_policy
         self.lin1 = linear(config, config.hidden_dim, "lin1", dtype)
         self.lin2 = linear(config, config.dim, "lin2", dtype)
-        self.dropout = keras.layers.Dropout(config.dropout, dtype=dtype)
+        self.dropout = Dropout(config.dropout, dtype=dtype)
         self.activation = ACTIVATIONS[config.activation]
 
     def build(self, input_shape: Shape = None) -> None:
@@ -230,6 +274,7 @@ class Transformer(keras.layers.Layer):
         super().__init__(**kwargs)
         dtype = self.dtype_policy
         self.layer = [TransformerBlock(config, i, name=f"layer_{i}", dtype=dtype) for i in range(config.n_layers)]
+        self.gradient_checkpointing = False  # see PretrainedModel.gradient_checkpointing_enable
 
     def build(self, input_shape: Shape = None) -> None:
         for block in self.layer:
@@ -242,10 +287,12 @@ class Transformer(keras.layers.Layer):
         head_mask: Tensor | None,
         output_hidden_states: bool,
         output_attentions: bool,
+        training: bool | None = None,
     ) -> BaseModelOutput:
         hidden_states, attentions = (x,), ()
         for i, block in enumerate(self.layer):
-            x, probabilities = block(
+            run = recomputed(block, training) if self.gradient_checkpointing else block
+            x, probabilities = run(
                 x,
                 keep=keep,
                 head_mask=None if head_mask is None else head_mask[i],
@@ -256,34 +303,6 @@ class Transformer(keras.layers.Layer):
         return BaseModelOutput(
             x, hidden_states if output_hidden_states else (), attentions if output_attentions else ()
         )
-
-
-class Pooling(keras.layers.Layer):
-    """One vector per row from the token vectors that the mask keeps; zeros for a row without any, but in mode cls.
-
-    hidden: (batch, seq, dim); attention_mask: (batch, seq); result: (batch, dim). Source: Reimers and Gurevych 2019.
-    """
-
-    def __init__(self, pooling: PoolingConfig, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.config = pooling
-
-    def call(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-        x = ops.cast(hidden, keras.backend.result_type(hidden.dtype, "float32"))
-        keep = ops.ones_like(x[:, :, 0]) if attention_mask is None else attention_mask
-        keep = ops.cast(ops.cast(keep, "bool"), x.dtype)[:, :, None]
-        count = ops.sum(keep, 1)  # (batch, 1)
-        if self.config.mode == "cls":
-            x = x[:, 0]
-        elif self.config.mode == "max":
-            x = ops.max(ops.where(keep != 0, x, lowest(x)), 1) * ops.cast(count != 0, x.dtype)
-        else:
-            x = ops.sum(x * keep, 1) / ops.maximum(count if self.config.mode == "mean" else ops.sqrt(count), 1e-9)
-        if self.config.normalize:
-            x = x / ops.sqrt(
-                ops.maximum(ops.sum(x * x, -1, keepdims=True), 1e-24)
-            )  # not norm(x): its gradient at 0 is NaN
-        return ops.cast(x, hidden.dtype)  # (batch, dim)
 
 
 @keras.saving.register_keras_serializable(package="distilbert")
@@ -321,8 +340,8 @@ class DistilBertModel(PretrainedModel):
         """Encode a batch.
 
         Args:
-            input_ids: (batch, seq), int32 or int64, below vocab_size. Either this or `inputs_embeds`. Keras's
-                `fit` and `predict` pass a dict of the arguments here.
+            input_ids: (batch, seq), int32 or int64, below vocab_size. Either this or `inputs_embeds`. Also a dict of
+                all arguments, as Keras's `fit` and `predict` pass it.
             attention_mask: 1 keep, 0 drop; (batch, seq), (batch, seq, seq) or (batch, 1 or n_heads, seq, seq).
             position_ids: (batch, seq) or (1, seq), below max_position_embeddings; default 0 to seq-1.
             inputs_embeds: (batch, seq, dim), in place of the word embeddings.
@@ -336,20 +355,6 @@ class DistilBertModel(PretrainedModel):
             ValueError: an argument does not fit the config or another argument.
             TypeError: an argument that DistilBERT does not have.
         """
-        if isinstance(input_ids, Mapping):
-            return self(
-                **unpack(
-                    input_ids,
-                    attention_mask=attention_mask,
-                    position_ids=position_ids,
-                    inputs_embeds=inputs_embeds,
-                    head_mask=head_mask,
-                    output_hidden_states=output_hidden_states,
-                    output_attentions=output_attentions,
-                    **unknown,
-                ),
-                training=training,
-            )
         check_no_unknown(unknown)
         input_ids, position_ids = as_tensor(input_ids), as_tensor(position_ids)
         attention_mask = as_tensor(attention_mask)
@@ -369,67 +374,5 @@ class DistilBertModel(PretrainedModel):
             head_mask=head_mask,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
-        )
-
-
-@keras.saving.register_keras_serializable(package="distilbert")
-class DistilBertForSentenceEmbedding(PretrainedModel):
-    """The encoder and a pooling: one vector per text, as sentence-transformers computes it.
-
-    Example:
-        model = DistilBertForSentenceEmbedding.from_pretrained("folder")
-        vectors = model(input_ids, attention_mask).embeddings  # (batch, dim)
-    """
-
-    def __init__(self, config: DistilBertConfig, pooling: PoolingConfig | None = None, **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-        self.distilbert = DistilBertModel(config, name="distilbert", dtype=self.dtype_policy)
-        self.pooling = Pooling(pooling or PoolingConfig(), name="pooling", dtype=self.dtype_policy)
-        self.build()
-
-    def build(self, input_shape: Shape = None) -> None:
-        self.pooling.build(input_shape)
-
-    def call(
-        self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        *,
-        position_ids: Any = None,
-        inputs_embeds: Any = None,
-        head_mask: Any = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        training: bool | None = None,
-        **unknown: Any,
-    ) -> SentenceEmbeddingOutput:
-        """Embed a batch. Arguments as for `DistilBertModel`; attention_mask only as (batch, seq)."""
-        if isinstance(input_ids, Mapping):
-            return self(
-                **unpack(
-                    input_ids,
-                    attention_mask=attention_mask,
-                    position_ids=position_ids,
-                    inputs_embeds=inputs_embeds,
-                    head_mask=head_mask,
-                    output_hidden_states=output_hidden_states,
-                    output_attentions=output_attentions,
-                    **unknown,
-                ),
-                training=training,
-            )
-        check_no_unknown(unknown)
-        attention_mask = as_tensor(attention_mask)
-        check_pooling_mask(attention_mask)
-        output = self.distilbert(
-            input_ids,
-            attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            head_mask=head_mask,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
             training=training,
         )
-        embeddings = self.pooling(output.last_hidden_state, attention_mask=attention_mask)  # (batch, dim)
-        return SentenceEmbeddingOutput(embeddings, output.hidden_states, output.attentions)

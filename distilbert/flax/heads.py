@@ -1,0 +1,364 @@
+"""The heads in Flax NNX: what follows from the encoder's hidden states. Twins: pt/heads.py and tf/heads.py.
+
+Sources: Devlin et al. 2018 (heads), Sanh et al. 2019 (no pooler), Reimers and Gurevych 2019 (sentence embedding).
+Axes: batch, seq, dim, vocab_size, num_labels, num_choices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from distilbert.checks import check_choices, check_no_unknown, check_pooling_mask
+from distilbert.config import DistilBertConfig, PoolingConfig
+from distilbert.flax.losses import (
+    at_least_float32,
+    cross_entropy,
+    question_answering_loss,
+    sequence_classification_loss,
+    unit,
+)
+from distilbert.flax.model import ACTIVATIONS, DistilBertModel, layer_norm, linear
+from distilbert.flax.pretrained import PretrainedModel, as_array
+from distilbert.outputs import (
+    MaskedLMOutput,
+    MaskedLMOutputWithLoss,
+    MultipleChoiceOutput,
+    MultipleChoiceOutputWithLoss,
+    QuestionAnsweringOutput,
+    QuestionAnsweringOutputWithLoss,
+    SentenceEmbeddingOutput,
+    SequenceClassifierOutput,
+    SequenceClassifierOutputWithLoss,
+    TokenClassifierOutput,
+    TokenClassifierOutputWithLoss,
+    with_loss,
+)
+
+
+def flatten_choices(x: Any) -> Any:
+    """(batch, num_choices, ...) to (batch * num_choices, ...); None stays None."""
+    return None if x is None else x.reshape(-1, *x.shape[2:])
+
+
+class TiedProjector(nnx.Module):
+    """Logits by the word embeddings: x table^T + bias. x: (..., dim); table: (vocab_size, dim)."""
+
+    def __init__(self, config: DistilBertConfig) -> None:
+        self.bias = nnx.Param(jnp.zeros(config.vocab_size))
+
+    def __call__(self, x: Array, table: Array) -> Array:
+        return x @ table.T + self.bias
+
+
+class DistilBertForMaskedLM(PretrainedModel):
+    """The encoder, and logits over the vocabulary for every token.
+
+    Example:
+        model = DistilBertForMaskedLM.from_pretrained("folder")
+        logits = model(input_ids, attention_mask).logits  # (batch, seq, vocab_size)
+    """
+
+    def __init__(self, config: DistilBertConfig, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config)
+        self.distilbert = DistilBertModel(config, rngs=rngs)
+        self.vocab_transform = linear(config, config.dim, config.dim, rngs=rngs)
+        self.vocab_layer_norm = layer_norm(config, rngs=rngs)
+        self.vocab_projector = (
+            TiedProjector(config)
+            if config.tie_word_embeddings
+            else linear(config, config.dim, config.vocab_size, rngs=rngs)
+        )
+        self.activation = ACTIVATIONS[config.activation]
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        head_mask: Any = None,
+        labels: Any = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **unknown: Any,
+    ) -> MaskedLMOutput | MaskedLMOutputWithLoss:
+        """Predict tokens. Arguments as for `DistilBertModel`; labels: (batch, seq), ids, -100 where none counts."""
+        check_no_unknown(unknown)
+        output = self.distilbert(
+            input_ids,
+            attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            head_mask=head_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        logits = self.vocab_logits(output.last_hidden_state)  # (batch, seq, vocab_size)
+        loss = None if labels is None else cross_entropy(logits, labels)
+        return with_loss(MaskedLMOutput(logits, output.hidden_states, output.attentions), loss)
+
+    def vocab_logits(self, hidden: Array) -> Array:
+        """Logits over the vocabulary, for all hidden states or a selection: (..., dim) to (..., vocab_size)."""
+        x = self.vocab_layer_norm(self.activation(self.vocab_transform(hidden)))  # (..., dim)
+        if isinstance(self.vocab_projector, TiedProjector):
+            return self.vocab_projector(x, self.distilbert.embeddings.word_embeddings.embedding[...])
+        return self.vocab_projector(x)
+
+
+class DistilBertForSequenceClassification(PretrainedModel):
+    """The encoder, and one row of logits (or one number) per text, from its first token.
+
+    Example:
+        model = DistilBertForSequenceClassification.from_pretrained("folder")
+        logits = model(input_ids, attention_mask).logits  # (batch, num_labels)
+    """
+
+    def __init__(self, config: DistilBertConfig, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config)
+        self.distilbert = DistilBertModel(config, rngs=rngs)
+        self.pre_classifier = linear(config, config.dim, config.dim, rngs=rngs)
+        self.classifier = linear(config, config.dim, config.num_labels, rngs=rngs)
+        self.dropout = nnx.Dropout(config.seq_classif_dropout, rngs=rngs)
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        head_mask: Any = None,
+        labels: Any = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **unknown: Any,
+    ) -> SequenceClassifierOutput | SequenceClassifierOutputWithLoss:
+        """Classify texts. Arguments as for `DistilBertModel`; labels: see `losses.sequence_classification_loss`."""
+        check_no_unknown(unknown)
+        output = self.distilbert(
+            input_ids,
+            attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            head_mask=head_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        pooled = jax.nn.relu(self.pre_classifier(output.last_hidden_state[:, 0]))  # (batch, dim)
+        logits = self.classifier(self.dropout(pooled))  # (batch, num_labels)
+        loss = None if labels is None else sequence_classification_loss(self.config, logits, labels)
+        return with_loss(SequenceClassifierOutput(logits, output.hidden_states, output.attentions), loss)
+
+
+class DistilBertForQuestionAnswering(PretrainedModel):
+    """The encoder, and for every token two logits: that an answer starts there, and that it ends there.
+
+    Example:
+        model = DistilBertForQuestionAnswering.from_pretrained("folder")
+        start_logits, end_logits, *_ = model(input_ids, attention_mask)  # (batch, seq) each
+    """
+
+    def __init__(self, config: DistilBertConfig, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config)
+        self.distilbert = DistilBertModel(config, rngs=rngs)
+        self.qa_outputs = linear(config, config.dim, 2, rngs=rngs)
+        self.dropout = nnx.Dropout(config.qa_dropout, rngs=rngs)
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        head_mask: Any = None,
+        start_positions: Any = None,
+        end_positions: Any = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **unknown: Any,
+    ) -> QuestionAnsweringOutput | QuestionAnsweringOutputWithLoss:
+        """Find answers. Arguments as for `DistilBertModel`; the positions: (batch,), ignored outside the sequence."""
+        check_no_unknown(unknown)
+        output = self.distilbert(
+            input_ids,
+            attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            head_mask=head_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        logits = self.qa_outputs(self.dropout(output.last_hidden_state))  # (batch, seq, 2)
+        start_logits, end_logits = logits[..., 0], logits[..., 1]
+        answer = QuestionAnsweringOutput(start_logits, end_logits, output.hidden_states, output.attentions)
+        if start_positions is None and end_positions is None:
+            return answer
+        return with_loss(answer, question_answering_loss(start_logits, end_logits, start_positions, end_positions))
+
+
+class DistilBertForTokenClassification(PretrainedModel):
+    """The encoder, and one row of logits per token.
+
+    Example:
+        model = DistilBertForTokenClassification.from_pretrained("folder")
+        logits = model(input_ids, attention_mask).logits  # (batch, seq, num_labels)
+    """
+
+    def __init__(self, config: DistilBertConfig, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config)
+        self.distilbert = DistilBertModel(config, rngs=rngs)
+        self.classifier = linear(config, config.dim, config.num_labels, rngs=rngs)
+        self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        head_mask: Any = None,
+        labels: Any = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **unknown: Any,
+    ) -> TokenClassifierOutput | TokenClassifierOutputWithLoss:
+        """Classify tokens. Arguments as for `DistilBertModel`; labels: (batch, seq), -100 where none counts."""
+        check_no_unknown(unknown)
+        output = self.distilbert(
+            input_ids,
+            attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            head_mask=head_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        logits = self.classifier(self.dropout(output.last_hidden_state))  # (batch, seq, num_labels)
+        loss = None if labels is None else cross_entropy(logits, labels)
+        return with_loss(TokenClassifierOutput(logits, output.hidden_states, output.attentions), loss)
+
+
+class DistilBertForMultipleChoice(PretrainedModel):
+    """The encoder, and one logit for each choice, from its first token. num_labels has no meaning here.
+
+    Example:
+        model = DistilBertForMultipleChoice.from_pretrained("folder")
+        logits = model(input_ids, attention_mask).logits  # (batch, num_choices), input_ids (batch, num_choices, seq)
+    """
+
+    def __init__(self, config: DistilBertConfig, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config)
+        self.distilbert = DistilBertModel(config, rngs=rngs)
+        self.pre_classifier = linear(config, config.dim, config.dim, rngs=rngs)
+        self.classifier = linear(config, config.dim, 1, rngs=rngs)
+        self.dropout = nnx.Dropout(config.seq_classif_dropout, rngs=rngs)
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        head_mask: Any = None,
+        labels: Any = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **unknown: Any,
+    ) -> MultipleChoiceOutput | MultipleChoiceOutputWithLoss:
+        """Choose. Arguments as for `DistilBertModel`, those per token with the axes (batch, num_choices, ...).
+
+        labels: (batch,), the index of the right choice. Hidden states and attentions have batch * num_choices rows.
+        """
+        check_no_unknown(unknown)
+        input_ids, attention_mask = as_array(input_ids), as_array(attention_mask)
+        position_ids, inputs_embeds = as_array(position_ids), as_array(inputs_embeds)
+        num_choices = check_choices(input_ids, attention_mask, position_ids, inputs_embeds)
+        output = self.distilbert(
+            flatten_choices(input_ids),
+            flatten_choices(attention_mask),
+            position_ids=flatten_choices(position_ids),
+            inputs_embeds=flatten_choices(inputs_embeds),
+            head_mask=head_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        pooled = jax.nn.relu(self.pre_classifier(output.last_hidden_state[:, 0]))  # (batch * num_choices, dim)
+        logits = self.classifier(self.dropout(pooled)).reshape(-1, num_choices)  # (batch, num_choices)
+        loss = None if labels is None else cross_entropy(logits, labels)
+        return with_loss(MultipleChoiceOutput(logits, output.hidden_states, output.attentions), loss)
+
+
+class Pooling(nnx.Module):
+    """One vector per row from the token vectors that the mask keeps; zeros for a row without any, but in mode cls.
+
+    hidden: (batch, seq, dim); attention_mask: (batch, seq); result: (batch, dim). Source: Reimers and Gurevych 2019.
+    """
+
+    def __init__(self, pooling: PoolingConfig) -> None:
+        self.config = pooling
+
+    def __call__(self, hidden: Array, attention_mask: Array | None) -> Array:
+        x = at_least_float32(hidden)
+        keep = jnp.ones(x.shape[:2], x.dtype) if attention_mask is None else jnp.asarray(attention_mask)
+        keep = (keep != 0).astype(x.dtype)[:, :, None]
+        count = keep.sum(1)  # (batch, 1)
+        if self.config.mode == "cls":
+            x = x[:, 0]
+        elif self.config.mode == "max":
+            x = jnp.where(keep != 0, x, jnp.finfo(x.dtype).min).max(1) * (count != 0)
+        else:
+            x = (x * keep).sum(1) / jnp.maximum(count if self.config.mode == "mean" else jnp.sqrt(count), 1e-9)
+        if self.config.normalize:
+            x = unit(x)
+        return x.astype(hidden.dtype)  # (batch, dim)
+
+
+class DistilBertForSentenceEmbedding(PretrainedModel):
+    """The encoder and a pooling: one vector per text, as sentence-transformers computes it.
+
+    Example:
+        model = DistilBertForSentenceEmbedding.from_pretrained("folder")
+        vectors = model(input_ids, attention_mask).embeddings  # (batch, dim)
+    """
+
+    def __init__(self, config: DistilBertConfig, pooling: PoolingConfig | None = None, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config)
+        self.distilbert = DistilBertModel(config, rngs=rngs)
+        self.pooling = Pooling(pooling or PoolingConfig())
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        head_mask: Any = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **unknown: Any,
+    ) -> SentenceEmbeddingOutput:
+        """Embed a batch. Arguments as for `DistilBertModel`; attention_mask only as (batch, seq)."""
+        check_no_unknown(unknown)
+        attention_mask = as_array(attention_mask)
+        check_pooling_mask(attention_mask)
+        output = self.distilbert(
+            input_ids,
+            attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            head_mask=head_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        embeddings = self.pooling(output.last_hidden_state, attention_mask)  # (batch, dim)
+        return SentenceEmbeddingOutput(embeddings, output.hidden_states, output.attentions)

@@ -1,0 +1,96 @@
+"""The losses in JAX: pure functions of logits and targets. Twins: pt/losses.py and tf/losses.py.
+
+Computed in float32 or better. Targets may be NumPy's arrays or JAX's. Axes: batch, seq, dim, num_labels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from distilbert.checks import IGNORE, check_pairs, check_sequence_labels, check_spans, check_token_labels
+from distilbert.config import DistilBertConfig
+from distilbert.flax.pretrained import as_array, values
+
+
+def cross_entropy(logits: Array, labels: Any) -> Array:
+    """Mean of -log softmax(logits)[label] over the labels other than -100; 0 when there are none.
+
+    logits: (..., num_labels); labels: (...), integers.
+
+    Raises:
+        ValueError: labels of another shape or dtype, or out of range.
+    """
+    labels = as_array(labels)
+    check_token_labels(labels, logits, values)
+    counts = jnp.asarray(labels) != IGNORE
+    targets = jnp.where(counts, jnp.asarray(labels), 0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(at_least_float32(logits), targets)  # (...)
+    return jnp.where(counts, losses, 0.0).sum() / jnp.maximum(counts.sum(), 1)
+
+
+def sequence_classification_loss(config: DistilBertConfig, logits: Array, labels: Any) -> Array:
+    """Squared error, cross entropy, or binary cross entropy, as `problem_type` says; else as the labels show.
+
+    logits: (batch, num_labels). One label: regression, labels (batch,). Integer labels (batch,): single-label
+    classification. Other labels (batch, num_labels): multi-label classification.
+
+    Raises:
+        ValueError: the labels do not fit.
+    """
+    labels = as_array(labels)
+    problem_type = check_sequence_labels(config, labels, logits)
+    if problem_type == "single_label_classification":
+        return cross_entropy(logits, labels)
+    logits = at_least_float32(logits)
+    labels = jnp.asarray(labels, logits.dtype).reshape(logits.shape)
+    if problem_type == "regression":
+        return jnp.mean((logits - labels) ** 2)
+    return optax.sigmoid_binary_cross_entropy(logits, labels).mean()
+
+
+def question_answering_loss(start_logits: Array, end_logits: Array, start_positions: Any, end_positions: Any) -> Array:
+    """Mean of the cross entropies of start and end; a position outside the sequence does not count.
+
+    logits: (batch, seq); positions: (batch,) or (batch, 1), integers.
+
+    Raises:
+        ValueError: positions of another shape or dtype.
+    """
+    start, end = (as_array(x) for x in (start_positions, end_positions))
+    check_spans(start, end, start_logits)
+    start, end = (within(x.reshape(-1), start_logits.shape[1]) for x in (start, end))
+    return (cross_entropy(start_logits, start) + cross_entropy(end_logits, end)) / 2
+
+
+def within(positions: Array, seq: int) -> Array:
+    """Positions, with -100 for those outside 0 to seq-1. positions: (batch,)."""
+    return jnp.where((positions >= 0) & (positions < seq), positions, IGNORE)
+
+
+def multiple_negatives_ranking_loss(anchors: Array, positives: Array, *, scale: float = 20.0) -> Array:
+    """Each anchor's positive against those of the others: cross entropy of the scaled cosine similarities.
+
+    anchors, positives: (batch, dim). Source: Henderson et al. 2017, section 4.4; Reimers and Gurevych 2019.
+
+    Raises:
+        ValueError: the two differ in shape.
+    """
+    check_pairs(anchors, positives)
+    scores = unit(anchors) @ unit(positives).T * scale  # (batch, batch)
+    return cross_entropy(scores, jnp.arange(len(scores)))
+
+
+def unit(x: Array) -> Array:
+    """Rows scaled to length 1; a zero row stays zero, and its gradient is zero. x: (batch, dim)."""
+    x = at_least_float32(x)
+    squares = (x * x).sum(-1, keepdims=True)  # (batch, 1)
+    return jnp.where(squares > 0, x, 0.0) / jnp.sqrt(jnp.maximum(squares, 1e-24))
+
+
+def at_least_float32(x: Array) -> Array:
+    """Half precision as float32; float64 stays."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,97 @@
+"""The losses in PyTorch: pure functions of logits and targets. Twins: tf/losses.py and flax/losses.py.
+
+Computed in float32 or better. Targets may be NumPy arrays or tensors. Axes: batch, seq, dim, num_labels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the framework's own name
+
+from distilbert.checks import IGNORE, check_pairs, check_sequence_labels, check_spans, check_token_labels
+from distilbert.config import DistilBertConfig
+from distilbert.pt.pretrained import as_tensor, values
+
+
+def cross_entropy(logits: Tensor, labels: Any) -> Tensor:
+    """Mean of -log softmax(logits)[label] over the labels other than -100; 0 when there are none.
+
+    logits: (..., num_labels); labels: (...), integers.
+
+    Raises:
+        ValueError: labels of another shape or dtype, or out of range.
+    """
+    labels = as_tensor(labels, logits.device)
+    check_token_labels(labels, logits, values)
+    logits, labels = at_least_float32(logits).flatten(0, -2), labels.flatten().long()
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+    return total / (labels != IGNORE).sum().clamp(min=1)
+
+
+def sequence_classification_loss(config: DistilBertConfig, logits: Tensor, labels: Any) -> Tensor:
+    """Squared error, cross entropy, or binary cross entropy, as `problem_type` says; else as the labels show.
+
+    logits: (batch, num_labels). One label: regression, labels (batch,). Integer labels (batch,): single-label
+    classification. Other labels (batch, num_labels): multi-label classification.
+
+    Raises:
+        ValueError: the labels do not fit.
+    """
+    labels = as_tensor(labels, logits.device)
+    problem_type = check_sequence_labels(config, labels, logits)
+    if problem_type == "single_label_classification":
+        return cross_entropy(logits, labels)
+    logits = at_least_float32(logits)
+    labels = labels.to(logits.dtype).reshape(logits.shape)
+    if problem_type == "regression":
+        return F.mse_loss(logits, labels)
+    return F.binary_cross_entropy_with_logits(logits, labels)
+
+
+def question_answering_loss(
+    start_logits: Tensor, end_logits: Tensor, start_positions: Any, end_positions: Any
+) -> Tensor:
+    """Mean of the cross entropies of start and end; a position outside the sequence does not count.
+
+    logits: (batch, seq); positions: (batch,) or (batch, 1), integers.
+
+    Raises:
+        ValueError: positions of another shape or dtype.
+    """
+    start, end = (as_tensor(x, start_logits.device) for x in (start_positions, end_positions))
+    check_spans(start, end, start_logits)
+    start, end = (within(x.reshape(-1), start_logits.shape[1]) for x in (start, end))
+    return (cross_entropy(start_logits, start) + cross_entropy(end_logits, end)) / 2
+
+
+def within(positions: Tensor, seq: int) -> Tensor:
+    """Positions, with -100 for those outside 0 to seq-1. positions: (batch,)."""
+    return positions.where((positions >= 0) & (positions < seq), IGNORE)
+
+
+def multiple_negatives_ranking_loss(anchors: Tensor, positives: Tensor, *, scale: float = 20.0) -> Tensor:
+    """Each anchor's positive against those of the others: cross entropy of the scaled cosine similarities.
+
+    anchors, positives: (batch, dim). Source: Henderson et al. 2017, section 4.4; Reimers and Gurevych 2019.
+
+    Raises:
+        ValueError: the two differ in shape.
+    """
+    check_pairs(anchors, positives)
+    scores = unit(anchors) @ unit(positives).T * scale  # (batch, batch)
+    return cross_entropy(scores, torch.arange(len(scores), device=scores.device))
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows scaled to length 1; a zero row stays zero, and its gradient is zero. x: (batch, dim)."""
+    x = at_least_float32(x)
+    squares = (x * x).sum(-1, keepdim=True)  # (batch, 1)
+    return x.where(squares > 0, 0.0) / squares.clamp(min=1e-24).sqrt()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision as float32; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
