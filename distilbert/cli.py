@@ -68,12 +68,12 @@ def convert(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # both end in an exception, so that nothing half-written
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # is left behind
     console = Console()
-    with _progress("Converting") as advance:
+    with show_progress("Converting") as advance:
         done = run(source, destination, to=to, dtype=dtype, progress=advance)
-    _print_line(console, f"{done.head}: {done.report}")
+    print_line(console, f"{done.head}: {done.report}")
     for name, reason in done.report.skipped.items():
-        _print_line(console, f"  not in the new checkpoint: {name} ({reason})")
-    _print_line(console, f"wrote {destination}: {', '.join(done.files)}")
+        print_line(console, f"  not in the new checkpoint: {name} ({reason})")
+    print_line(console, f"wrote {destination}: {', '.join(done.files)}")
 
 
 @app.command()
@@ -100,7 +100,7 @@ def parity(
         safely.check_writable(json)
     lines = None if texts is None else read_texts(texts)
     try:
-        with _progress("Comparing") as advance:
+        with show_progress("Comparing") as advance:
             report = compare(folders, names, texts=lines, dtype=dtype, progress=advance)
     except MissingDependencyError as error:
         raise ImportError(f"{error} Or choose what to compare: --backends {','.join(BACKENDS)}.") from None
@@ -112,7 +112,7 @@ def parity(
 
 
 @contextlib.contextmanager
-def _progress(what: str) -> Generator[Callable[[int, int], None]]:
+def show_progress(what: str) -> Generator[Callable[[int, int], None]]:
     """A progress bar on a terminal, and the function that moves it."""
     errors = Console(stderr=True)
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
@@ -128,7 +128,7 @@ def _print_parity(console: Console, report: ParityReport) -> None:
     title = (
         f"{run[0].folder}: largest difference from the reference at {compared}, {report.dtype}, {batch} x {seq} tokens"
     )
-    _print_line(console, title)
+    print_line(console, title)
     table = Table()
     table.add_column("place", no_wrap=True)
     for result in run:
@@ -139,23 +139,24 @@ def _print_parity(console: Console, report: ParityReport) -> None:
         table.add_row(rows[0].place, *cells, f"{rows[0].tolerance:.0e}")
     console.print(table)
     if report.not_compared:
-        _print_line(console, f"not compared, since the encoder does not use them: {', '.join(report.not_compared)}")
+        print_line(console, f"not compared, since the encoder does not use them: {', '.join(report.not_compared)}")
     for result in report.results:
         proof = "within tolerance" if result.rows else f"the same bits as from {run[0].folder}"
         verdict = f"FAIL: {result.first_failure}" if result.first_failure else f"PASS: {proof}"
-        _print_line(console, f"{verdict}  ({BACKENDS[result.backend]}, {result.folder}, {result.seconds:.1f} s)")
+        print_line(console, f"{verdict}  ({BACKENDS[result.backend]}, {result.folder}, {result.seconds:.1f} s)")
 
 
-def _print_line(console: Console, text: str) -> None:
+def print_line(console: Console, text: str) -> None:
+    """Print one line, whatever `text` holds."""
     console.print(escape(text), highlight=False, soft_wrap=True, markup=False)
 
 
-def main(arguments: Sequence[str] | None = None, program: str = "distilbert") -> None:
-    """Run the command line and exit; every error is one line."""
+def main(arguments: Sequence[str] | None = None, program: str = "distilbert", commands: typer.Typer = app) -> None:
+    """Run a command line and exit; every error is one line."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notices of the build are not ours to print
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {escape(str(message))}", file=sys.stderr)  # noqa: T201
     try:
-        code = typer.main.get_command(app).main(
+        code = typer.main.get_command(commands).main(
             args=None if arguments is None else list(arguments), prog_name=program, standalone_mode=False
         )
     except _UsageError as error:

@@ -142,7 +142,7 @@ def compare(
     others = [_compare_bits(run, folder) for run in runs for folder in folders[1:]]
     weights, pooling = dict(source), source.settings["pooling"]
     for done, batch in enumerate(batches):  # outermost, so that the arrays of one batch are in memory at a time
-        expected = _places(reference.sentence_embedding(source.config, weights, pooling, **batch))
+        expected = _places(reference.sentence_embedding(source.config, weights, pooling=pooling, **batch))
         for run in runs:
             run.compare(batch, expected)
         if progress is not None:
@@ -167,8 +167,8 @@ class _Run:
     def compare(self, batch: Batch, expected: Arrays) -> None:
         """Run the model on a batch and note how far each place is from what was expected."""
         start = time.perf_counter()
-        with self.module.exact(self.dtype):
-            found = _places(self.model(**batch, output_hidden_states=True, output_attentions=True))
+        with self.module.exact(self.dtype), self.model.evaluating() as model:
+            found = _places(model(**batch, output_hidden_states=True, output_attentions=True))
         compared = (batch["attention_mask"] != 0) | (self.dtype == "float64")  # (batch, seq)
         for place, wanted in expected.items():
             difference = largest_difference(wanted, found[place], compared)
