@@ -1,7 +1,7 @@
 # Each target works alone on a machine that has Python >= 3.11 and pip; a second run installs nothing again.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install parity test interop lint format clean
+.PHONY: help install parity test conformance vectors interop lint format clean
 
 PYTHON ?= python3
 TENSORFLOW ?= tensorflow-cpu  # x86-64 Linux; elsewhere: make install TENSORFLOW=tensorflow
@@ -15,7 +15,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 export KERAS_BACKEND := tensorflow
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Make .venv with the package, all three frameworks and the tools
 
@@ -26,6 +26,12 @@ parity: $(FOLDERS) ## The main job: convert a trained checkpoint to three format
 
 test: $(FOLDERS) ## Run the tests
 	$(BIN)/pytest
+
+conformance: $(INSTALLED) ## Hold every head, loss, gradient and training step to the specification; write the README's tables
+	$(BIN)/python -m conformance --json build/conformance.json --markdown README.md
+
+vectors: $(INSTALLED) ## Write golden vectors for ports in other languages into build/vectors
+	$(BIN)/python -m conformance vectors build/vectors
 
 interop: $(FOLDERS) build/interop4/.installed build/interop5/.installed ## Show that the reference systems read what we write (long; by hand)
 	build/interop4/bin/python tools/interop.py

@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 
 from conformance.adapters import load
 from conformance.comparison import Parts, Tolerance, measure
+from distilbert import parity
 from distilbert.checkpoint.folder import FORMATS
 from distilbert.config import CONFIG_FILE
 
 FOLDERS = sorted(path for path in (Path(__file__).parent / "goldens").iterdir() if path.is_dir())
 TOLERANCES = {"float64": Tolerance(1e-9, 1e-9, 1e-9, 0.0), "float32": Tolerance(5e-6, 5e-6, 1e-5, 0.0)}
 GRADIENT = "grad."
+
+_LAST: dict[tuple[Path, str, str], tuple[dict[str, str], Parts]] = {}  # the weights last measured, and what they gave
 
 
 def head_of(folder: Path) -> str:
@@ -53,6 +56,11 @@ def found(folder: Path, backend: str, format: str, dtype: str) -> Parts:  # noqa
         for name in (CONFIG_FILE, FORMATS[format].file):
             shutil.copy(folder / name, alone)
         adapter = load(backend, head_of(folder), alone, dtype)
-    wanted = expected(folder)
-    parts = measure(adapter, inputs(folder), differentiated="gradients" in wanted)
-    return {part: parts[part] for part in wanted}
+    digests = parity.digests(adapter.model)
+    last_digests, parts = _LAST.get((folder, backend, dtype), ({}, {}))
+    if digests != last_digests:  # the same bits in a model compute the same
+        wanted = expected(folder)
+        measured = measure(adapter, inputs(folder), differentiated="gradients" in wanted)
+        parts = {part: measured[part] for part in wanted}
+        _LAST[folder, backend, dtype] = digests, parts
+    return parts

@@ -184,19 +184,19 @@ def _load(module: Any, folder: Path, dtype: str) -> Any:
 def _compare_bits(run: _Run, folder: Path) -> BackendResult:
     """Whether the backend loads from `folder` the bits that it has from the first."""
     start = time.perf_counter()
-    first, found = _digests(run.model), _digests(_load(run.module, folder, run.dtype))
+    first, found = digests(run.model), digests(_load(run.module, folder, run.dtype))
     names = [*first, *(found.keys() - first.keys())]
     other = next((name for name in names if first.get(name) != found.get(name)), "")
     return BackendResult(run.backend, str(folder), (), other, time.perf_counter() - start)
 
 
-def _digests(model: Any) -> dict[str, str]:
-    """A hash of dtype, shape and bits of each tensor, and of the pooling settings, by name."""
-    digests = {"the pooling settings": repr(model.pooling.config)}
+def digests(model: Any) -> dict[str, str]:
+    """A hash of dtype, shape and bits of each tensor of a model, and of the settings of a pooling, by name."""
+    found = {"the pooling settings": repr(model.pooling.config)} if hasattr(model, "pooling") else {}
     for name, array in model.weights_by_name().items():
         head = f"{array.dtype.name} {array.shape} ".encode()
-        digests[name] = hashlib.sha256(head + raw_bytes(array)).hexdigest()
-    return digests
+        found[name] = hashlib.sha256(head + raw_bytes(array)).hexdigest()
+    return found
 
 
 def _rows(differences: Mapping[str, float], dtype: str, unit: bool | None) -> tuple[Row, ...]:

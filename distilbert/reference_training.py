@@ -219,9 +219,10 @@ LOSSES: dict[str, Callable[[Float64, ArrayLike], Float64]] = {
 
 
 def unit(gradient: Float64, x: Float64) -> Float64:
-    """Of the rows scaled to length 1: what points along a row is lost."""
-    length, direction = np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12), reference.unit(x)
-    return (gradient - direction * (gradient * direction).sum(axis=-1, keepdims=True)) / length
+    """Of the rows scaled to length 1: what points along a row is lost, and a zero row gets nothing."""
+    length, direction = np.linalg.norm(x, axis=-1, keepdims=True), reference.unit(x)
+    of_x = gradient - direction * (gradient * direction).sum(axis=-1, keepdims=True)
+    return np.where(length > 0, of_x / np.where(length > 0, length, 1.0), 0.0)
 
 
 def ranking_loss(embeddings: Float64, scale: float = 20.0) -> Float64:

@@ -1,17 +1,19 @@
 """What several test files share."""
 
-import functools
+import contextlib
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from conformance import cases
+from conformance import cases, goldens
 from distilbert.backends import load_backend
+from distilbert.cli import main
 
 DATA = Path(__file__).parent / "data"
-REFERENCE_FOLDERS = sorted((DATA / "reference").iterdir())
+REFERENCE_FOLDERS = [folder for folder in goldens.FOLDERS if folder.name.startswith("Model-")]  # the encoder's
 ROOT = Path(__file__).parent.parent
 BACKENDS = ("pt", "tf", "flax")
 KERNELS = ("pt-eager", "pt-sdpa", "tf", "flax")  # backend, and attention kernel where there is a choice
@@ -47,20 +49,15 @@ def run(model, *args, **inputs):
         return model(*args, **inputs)
 
 
-def run_python(*arguments, **options):
+def run_python(*arguments, timeout=300, **options):
     """A fresh interpreter in the repository's root."""
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, **options
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False, **options
     )
 
 
-def run_cli(*arguments):
-    """The command line in this process: (exit code, standard output, standard error)."""
-    import contextlib
-    import io
-
-    from distilbert.cli import main
-
+def run_cli(*arguments, main=main):
+    """A command line in this process: (exit code, standard output, standard error)."""
     out, err = io.StringIO(), io.StringIO()
     code = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -69,9 +66,3 @@ def run_cli(*arguments):
         except SystemExit as stop:
             code = stop.code or 0
     return code, out.getvalue(), err.getvalue()
-
-
-@functools.cache
-def reference_case(folder):
-    """Inputs and expected results of a reference folder."""
-    return dict(np.load(folder / "inputs.npz")), dict(np.load(folder / "expected.npz"))

@@ -192,10 +192,10 @@ def test_a_pickle_that_asks_for_anything_else_is_refused_and_runs_nothing(tmp_pa
 def test_pickles_made_to_hurt_are_refused_quickly(tmp_path, program):
     with zipfile.ZipFile(tmp_path / "bin", "w") as archive:
         archive.writestr("archive/data.pkl", program)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(CheckpointError):
         _refuse_empty(torch_bin.read(tmp_path / "bin"), tmp_path)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 def _refuse_empty(stored, path):

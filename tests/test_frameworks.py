@@ -4,10 +4,19 @@ import numpy as np
 import pytest
 
 from conformance import cases
+from conformance.mutants import Mutant
+from distilbert import weight_map
 from distilbert.config import PoolingConfig
 from tests.support import new_model, run_python, to_numpy
 
 IDS, MASK = cases.input_ids(), cases.masks()["right padding"]
+TRAINED = [head for head in weight_map.HEADS if cases.targets(head)]
+
+
+def head_and_inputs(kernel, head):
+    """A model of the class, and the call's arguments with targets, right-padded."""
+    case = Mutant("none", head=head).case
+    return new_model(kernel, case.config, case.weights(), head), case.inputs()
 
 
 class TestPyTorch:
@@ -38,6 +47,20 @@ class TestPyTorch:
             expected = model(ids, mask, output_hidden_states=True, output_attentions=True)
             torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, rtol=0, atol=1e-6)
             assert len(found.attentions) == 2
+
+    @pytest.mark.parametrize("head", TRAINED)
+    def test_every_head_is_exported_and_compiled_with_its_loss(self, head):
+        import torch
+
+        model, inputs = head_and_inputs("pt-sdpa", head)
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        expected = model(**tensors)
+        exported = torch.export.export(model, (), tensors).module()(**tensors)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(**tensors)
+        for found in (exported, compiled):
+            assert type(found) is type(expected)
+            for one, other in zip(found[:2], expected[:2], strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
     def test_gradients_reach_every_parameter(self, model):
         output = model(IDS, MASK).last_hidden_state
@@ -88,6 +111,43 @@ print("same")
         predicted = model.predict(x, verbose=0)
         assert type(predicted).__name__ == "BaseModelOutput"
         np.testing.assert_allclose(predicted.last_hidden_state, to_numpy(model(x).last_hidden_state), rtol=0, atol=5e-6)
+
+    @pytest.mark.parametrize("head", TRAINED)
+    def test_fit_takes_targets_among_the_inputs_and_uses_the_heads_loss(self, head):
+        model, inputs = head_and_inputs("tf", head)
+        before = float(model(inputs).loss)
+        model.compile(optimizer="adam")
+        assert model.evaluate(inputs, verbose=0) == pytest.approx(before, rel=1e-5)
+        model.fit(inputs, epochs=3, verbose=0)
+        assert float(model(inputs).loss) < before
+        predicted = model.predict(inputs, verbose=0)
+        np.testing.assert_allclose(predicted[1], to_numpy(model(inputs)[1]), rtol=0, atol=5e-6)
+
+    def test_fit_takes_targets_apart_with_a_loss_of_keras(self):
+        import keras
+
+        model, inputs = head_and_inputs("tf", "DistilBertForSequenceClassification")
+        labels, symbolic = inputs.pop("labels"), {n: keras.Input((None,), dtype="int32", name=n) for n in inputs}
+        wrapped = keras.Model(symbolic, model(symbolic).logits)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        wrapped.compile(optimizer=keras.optimizers.Adam(1e-2), loss=loss, metrics=["accuracy"])
+        history = wrapped.fit(inputs, labels, epochs=12, verbose=0).history["loss"]
+        assert history[-1] < history[0]
+
+    @pytest.mark.parametrize("head", TRAINED)
+    def test_every_head_runs_in_a_graph_and_comes_back_from_a_file(self, head, tmp_path):
+        import keras
+        import tensorflow as tf
+
+        model, inputs = head_and_inputs("tf", head)
+        expected = model(inputs)
+        traced = tf.function(model)
+        for one, other in zip(traced({n: tf.constant(a) for n, a in inputs.items()})[:2], expected[:2], strict=True):
+            np.testing.assert_allclose(to_numpy(one), to_numpy(other), rtol=0, atol=5e-6)
+        model.save(tmp_path / "model.keras")
+        again = keras.models.load_model(tmp_path / "model.keras")
+        assert type(again) is type(model)
+        np.testing.assert_allclose(to_numpy(again(inputs)[1]), to_numpy(expected[1]), rtol=0, atol=1e-6)
 
     def test_a_dict_and_arguments_beside_it_are_merged(self):
         for head in ("DistilBertModel", "DistilBertForSentenceEmbedding"):
@@ -143,6 +203,21 @@ class TestFlax:
         leaves = jax.tree.leaves(gradients)
         assert len(leaves) == 36
         assert all(np.isfinite(leaf).all() for leaf in leaves)
+
+    @pytest.mark.parametrize("head", TRAINED)
+    def test_every_head_is_compiled_with_its_loss_and_gradients(self, head):
+        import jax
+        from flax import nnx
+
+        model, inputs = head_and_inputs("flax", head)
+        expected, calm = model(**inputs), nnx.grad(lambda m: m(**inputs).loss)(model)
+        found = nnx.jit(lambda m, given: m(**given))(model, inputs)
+        compiled = nnx.jit(nnx.grad(lambda m, given: m(**given).loss))(model, inputs)
+        assert type(found) is type(expected)
+        for one, other in zip(found[:2], expected[:2], strict=True):
+            np.testing.assert_allclose(to_numpy(one), to_numpy(other), rtol=0, atol=5e-6)
+        for one, other in zip(jax.tree.leaves(compiled), jax.tree.leaves(calm), strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
     def test_an_optimizer_step_changes_every_parameter(self):
         import optax

@@ -15,7 +15,7 @@ LAYERS = [
     ["errors", "optional", "checkpoint.safely"],
     ["config", "outputs", "positions"],
     ["weight_map", "checks", "tokenization"],
-    ["checkpoint", "initialization", "reference"],
+    ["checkpoint", "initialization", "reference", "reference_training", "resizing"],
     ["backends"],
     ["tasks", "parity"],
     ["pt", "tf", "flax"],
@@ -199,7 +199,7 @@ def test_old_names_resolve_to_their_framework():
 
     assert distilbert.DistilBertModel.__module__ == "distilbert.pt.model"
     assert distilbert.TFDistilBertModel.__module__ == "distilbert.tf.model"
-    assert distilbert.FlaxDistilBertForSentenceEmbedding.__module__ == "distilbert.flax.model"
+    assert distilbert.FlaxDistilBertForSentenceEmbedding.__module__ == "distilbert.flax.heads"
     assert set(dir(distilbert)) >= {"DistilBertConfig", "TFDistilBertModel", "__version__"}
     with pytest.raises(AttributeError, match="has no attribute 'Nonsense'"):
         distilbert.Nonsense  # noqa: B018

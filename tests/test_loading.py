@@ -111,14 +111,15 @@ def test_integers_are_no_weights(folder):
 def test_a_missing_head_needs_to_be_asked_for(folder):
     error = refused(folder, "DistilBertForSequenceClassification")
     assert "pre_classifier.weight" in error.detail
-    source = open_checkpoint(folder, "DistilBertForSequenceClassification", new_head=True)
+    with pytest.warns(UserWarning, match="new, with initial weights: pre_classifier.weight"):
+        source = open_checkpoint(folder, "DistilBertForSequenceClassification", new_head=True)
     assert sorted(source.report.new) == [
         "classifier.bias",
         "classifier.weight",
         "pre_classifier.bias",
         "pre_classifier.weight",
     ]
-    assert source["classifier.weight"].shape == (2, 32)
+    assert source["classifier.weight"].shape == (3, 32)
     assert 0 < source["pre_classifier.weight"].std() < 0.03
 
 

@@ -51,8 +51,8 @@ class PaddedTable(nnx.Embed):
         if padding is not None:
             self.embedding[...] = self.embedding[...].at[padding].set(0.0)
 
-    def __call__(self, inputs: Array) -> Array:
-        rows = super().__call__(inputs)
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        rows = super().__call__(inputs, out_sharding)
         if self.padding is None:
             return rows
         return jnp.where((inputs == self.padding)[..., None], jax.lax.stop_gradient(rows), rows)

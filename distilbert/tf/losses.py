@@ -4,7 +4,8 @@ Computed in float32 or better. Targets may be NumPy arrays or tensors. Axes: bat
 """
 
 # Keras types the results of its operations as optional: they are not.
-# pyright: reportOptionalOperand=false, reportOperatorIssue=false, reportArgumentType=false
+# pyright: reportOptionalOperand=false, reportOptionalSubscript=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Dropout(keras.layers.Dropout):
     def call(self, inputs: Tensor, training: bool | None = False) -> Tensor:
         if not training or self.rate == 0:
             return inputs
-        seed = self.draw(training) if self.drawn is None else self.drawn
+        seed = self.seed_generator.next() if self.drawn is None else self.drawn
         return tf.nn.experimental.stateless_dropout(inputs, rate=self.rate, seed=tf.cast(seed, tf.int32))
 
 

@@ -269,9 +269,9 @@ def renew_variable(layer: Any, name: str, shape: tuple[int, ...]) -> None:
     layer._tracker.lock()  # noqa: SLF001
     if isinstance(layer, keras.layers.Embedding):
         layer.input_dim = shape[0]
-    elif isinstance(layer, keras.layers.Dense):
-        layer.units = shape[-1]
-        layer.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: layer.kernel.shape[0]})
+    elif isinstance(layer, keras.layers.Dense) and name == "kernel":
+        layer.units = shape[1]
+        layer.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: shape[0]})
 
 
 def unpack(inputs: Mapping[str, Any], **others: Any) -> dict[str, Any]:

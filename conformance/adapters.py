@@ -1,0 +1,182 @@
+"""One adapter per backend: a model with given weights, what it returns, its gradients, and one step of AdamW.
+
+Everything goes in and comes out as NumPy arrays under canonical names, so that what compares knows no framework.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilbert.backends import load_backend
+
+Arrays = dict[str, NDArray[Any]]
+Inputs = Mapping[str, Any]
+
+
+class Adapter:
+    """A model of one backend, in evaluation mode. The subclasses know how their framework differentiates."""
+
+    backend: str
+    kernels: tuple[str, ...]  # the attention kernels that any machine can run
+    needs_dtype = False  # whether the constructor must be told the dtype
+
+    def __init__(self, model: Any, dtype: str) -> None:
+        self.model, self.dtype = model, dtype
+        self.module = load_backend(self.backend)
+        self.losses = importlib.import_module(f"distilbert.{self.backend}.losses")
+        self.training = importlib.import_module(f"distilbert.{self.backend}.training")
+
+    def outputs(self, inputs: Inputs, *, full: bool = True) -> Any:
+        """What the model returns, in NumPy arrays. `full`: all states and attention maps too, by the plain kernel."""
+        with self.module.exact(self.dtype), self.model.evaluating() as model:
+            return self._in_numpy(model(**inputs, output_hidden_states=full, output_attentions=full))
+
+    def step(self, inputs: Inputs, **options: Any) -> tuple[Arrays, Arrays]:
+        """The gradient of the loss with respect to every trained tensor, and these after one step of AdamW.
+
+        The model is changed.
+        """
+        specs, layout = self.model.tensor_specs(), self.module.pretrained.LAYOUT
+        with self.module.exact(self.dtype):
+            native = self.differentiate(inputs)
+            gradients = {n: specs[n].from_layout(self.array(g), layout) for n, g in self.by_name(native).items()}
+            self.update(native, self.training.adamw(self.model, **options))
+            weights = self.model.weights_by_name()
+        return gradients, {name: weights[name] for name in gradients}
+
+    def assign(self, weights: Mapping[str, Any]) -> None:
+        """Give the model its weights, as they were before a step."""
+        with self.module.exact(self.dtype):
+            self.model.assign(weights)
+
+    def loss(self, model: Any, inputs: Inputs) -> Any:
+        """The scalar that `reference_training.objective` names: the head's loss, or what stands in for it."""
+        output = model(**inputs)
+        if hasattr(output, "loss"):
+            return output.loss
+        if hasattr(output, "embeddings"):
+            half = output.embeddings.shape[0] // 2
+            rank = self.losses.multiple_negatives_ranking_loss
+            return rank(output.embeddings[:half], output.embeddings[half:])
+        return self.mean(output.last_hidden_state**2)
+
+    def mean(self, x: Any) -> Any:
+        """The mean of an array of the framework."""
+        return x.mean()
+
+    def array(self, x: Any) -> NDArray[Any]:
+        """An array of the framework as NumPy's, in its dtype."""
+        return np.asarray(x)
+
+    def differentiate(self, inputs: Inputs) -> Any:
+        """The gradients of the loss, as the framework has them."""
+        raise NotImplementedError
+
+    def by_name(self, gradients: Any) -> Mapping[str, Any]:
+        """What `differentiate` returned, by canonical name."""
+        return gradients
+
+    def update(self, gradients: Any, optimizer: Any) -> None:
+        """Take one step against what `differentiate` returned."""
+        raise NotImplementedError
+
+    def _in_numpy(self, output: Any) -> Any:
+        parts = (tuple(map(self.array, x)) if isinstance(x, tuple) else self.array(x) for x in output)
+        return type(output)(*parts)
+
+
+class PyTorch(Adapter):
+    """Backward passes on the parameters."""
+
+    backend, kernels = "pt", ("sdpa", "eager")
+
+    def array(self, x: Any) -> NDArray[Any]:  # noqa: D102
+        return self.module.pretrained.to_numpy(x)
+
+    def differentiate(self, inputs: Inputs) -> dict[str, Any]:  # noqa: D102
+        import torch
+
+        parameters = self.model.trained_parameters()
+        loss = self.loss(self.model, inputs)
+        gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+        return dict(zip(parameters, gradients, strict=True))
+
+    def update(self, gradients: dict[str, Any], optimizer: Any) -> None:  # noqa: D102
+        for name, parameter in self.model.trained_parameters().items():
+            parameter.grad = gradients[name]
+        optimizer.step()
+
+
+class TensorFlow(Adapter):
+    """Gradient tapes on the variables."""
+
+    backend, kernels, needs_dtype = "tf", ("eager",), True
+
+    def mean(self, x: Any) -> Any:  # noqa: D102
+        import tensorflow as tf
+
+        return tf.reduce_mean(x)
+
+    def differentiate(self, inputs: Inputs) -> dict[str, Any]:  # noqa: D102
+        import tensorflow as tf
+
+        variables = {name: variable.value for name, variable in self.model.trained_parameters().items()}
+        with tf.GradientTape() as tape:
+            loss = self.loss(self.model, inputs)
+        gradients = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return {name: tf.convert_to_tensor(gradient) for name, gradient in gradients.items()}
+
+    def update(self, gradients: dict[str, Any], optimizer: Any) -> None:  # noqa: D102
+        variables = self.model.trained_parameters()
+        optimizer.apply([gradients[name] for name in variables], list(variables.values()))
+
+
+class Flax(Adapter):
+    """Gradients of a function of the parameters."""
+
+    backend, kernels = "flax", ("eager", "xla")
+
+    def differentiate(self, inputs: Inputs) -> Any:  # noqa: D102
+        from flax import nnx
+
+        return nnx.grad(lambda model: self.loss(model, inputs))(self.model)
+
+    def by_name(self, gradients: Any) -> Mapping[str, Any]:  # noqa: D102
+        from flax import nnx
+
+        graph, _, rest = nnx.split(self.model, nnx.Param, ...)
+        variables = nnx.merge(graph, gradients, rest).trained_parameters()
+        return {name: variable[...] for name, variable in variables.items()}
+
+    def update(self, gradients: Any, optimizer: Any) -> None:  # noqa: D102
+        optimizer.update(self.model, gradients)
+
+
+ADAPTERS: dict[str, type[Adapter]] = {adapter.backend: adapter for adapter in (PyTorch, TensorFlow, Flax)}
+
+
+def make(
+    backend: str, head: str, config: Any, weights: Mapping[str, Any], *, kernel: str | None = None, **settings: Any
+) -> Adapter:
+    """A model of the backend with given canonical weights, in their dtype, behind its adapter."""
+    adapter, module = ADAPTERS[backend], load_backend(backend)
+    dtype = next(iter(weights.values())).dtype.name
+    if adapter.needs_dtype:
+        settings["dtype"] = dtype
+    with module.exact(dtype):
+        model = getattr(module, head).from_config(config, **settings)
+        model.assign(weights)
+    return adapter(model.set_attn_implementation(kernel or adapter.kernels[0]), dtype)
+
+
+def load(backend: str, head: str, folder: Any, dtype: str) -> Adapter:
+    """A model of the backend with the weights of a checkpoint, behind its adapter."""
+    module = load_backend(backend)
+    with module.exact(dtype):
+        model = getattr(module, head).from_pretrained(folder, dtype=dtype)
+    return ADAPTERS[backend](model, dtype)
