@@ -57,7 +57,8 @@ def run(
         with show_progress(f"Comparing {BACKENDS[name]}") as advance:
             reports.append(suite.run(name, every=every, progress=advance))
         failures = reports[-1].failures
-        print_line(console, f"{'FAIL' if failures else 'PASS'}: {BACKENDS[name]}: {reports[-1].summary}")
+        verdict = "FAIL" if failures else "PASS"
+        print_line(console, f"{verdict}: {BACKENDS[name]}: {reports[-1].summary}, {reports[-1].seconds:.0f} s")
         for line in failures[:SHOWN]:
             print_line(console, f"  {line}")
         if len(failures) > SHOWN:

@@ -46,6 +46,13 @@ def check_no_unknown(unknown: Mapping[str, Any]) -> None:
     raise TypeError(f"{name} is not an argument{suggestion}")
 
 
+def no_array(name: str, value: Any) -> str:
+    """What is said of an argument that cannot be made an array."""
+    kind = type(value).__name__
+    hint = "; pad its rows to one length" if isinstance(value, list | tuple) else ""
+    return f"{name} must be an array of numbers, got a {kind} that is none{hint}."
+
+
 def check_inputs(
     config: DistilBertConfig,
     input_ids: Any,
@@ -116,6 +123,7 @@ def check_token_labels(labels: Any, logits: Any, values: Values) -> None:
         raise ValueError(f"labels must be integers, got the dtype {_dtype_name(labels)}.")
     read = values(labels)
     if read is not None and num_classes is not None:
+        read = read.astype(np.int64)
         wrong = read[(read != IGNORE) & ((read < 0) | (read >= num_classes))]
         if wrong.size:
             raise ValueError(
@@ -229,8 +237,8 @@ def _check_mask(config: DistilBertConfig, mask: Any, batch: int | None, seq: int
         shapes.append((batch, config.n_heads, seq, seq))
     _check_shape("attention_mask", mask, shapes, "(batch, seq), (batch, seq, seq) or (batch, 1 or n_heads, seq, seq)")
     read = values(mask)
-    if read is not None and not np.isin(read, (0, 1)).all():
-        wrong = read[~np.isin(read, (0, 1))].ravel()[0]
+    if read is not None and not (valid := (read == 0) | (read == 1)).all():
+        wrong = read[~valid][0]
         raise ValueError(f"attention_mask must hold only 1 (keep) and 0 (drop), got {wrong}.")
 
 

@@ -6,6 +6,7 @@ the three backends do the same. Rows that stay keep their bits; new rows follow 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -42,10 +43,11 @@ def resize_vocabulary(
         ValueError: a size is not positive, or pad_token_id would lie outside.
     """
     _check_positive("new_num_tokens", new_num_tokens)
+    _check_seed(seed)
     if pad_to_multiple_of is not None:
         _check_positive("pad_to_multiple_of", pad_to_multiple_of)
         new_num_tokens = -(-new_num_tokens // pad_to_multiple_of) * pad_to_multiple_of
-    config = config.replace(vocab_size=new_num_tokens)
+    config = config.replace(vocab_size=int(new_num_tokens))
     names = (WORD_EMBEDDINGS, TIED_PROJECTOR, PROJECTOR_BIAS)
     changed = _resized(config, head, weights, names, seed)
     return config, changed | dict.fromkeys(tied(config, head), changed[WORD_EMBEDDINGS])
@@ -60,7 +62,8 @@ def resize_positions(
         ValueError: the size is not positive.
     """
     _check_positive("new_num_position_embeddings", new_num_positions)
-    config = config.replace(max_position_embeddings=new_num_positions)
+    _check_seed(seed)
+    config = config.replace(max_position_embeddings=int(new_num_positions))
     return config, _resized(config, head, weights, [POSITION_EMBEDDINGS], seed)
 
 
@@ -85,14 +88,13 @@ def prune_heads(config: DistilBertConfig, head: str, weights: Weights, heads: Ma
 def _resized(
     config: DistilBertConfig, head: str, weights: Weights, names: Iterable[str], seed: int
 ) -> dict[str, NDArray[Any]]:
-    random, specs = np.random.RandomState(seed), tensor_specs(config, head)
-    return {name: _with_rows(config, specs[name], weights[name], random) for name in names if name in specs}
+    specs = tensor_specs(config, head)
+    return {name: _with_rows(config, specs[name], weights[name], seed) for name in names if name in specs}
 
 
-def _with_rows(
-    config: DistilBertConfig, spec: TensorSpec, old: NDArray[Any], random: np.random.RandomState
-) -> NDArray[Any]:
-    """The first rows of `old`, and below them initial ones."""
+def _with_rows(config: DistilBertConfig, spec: TensorSpec, old: NDArray[Any], seed: int) -> NDArray[Any]:
+    """The first rows of `old`, and below them initial ones, which no other tensor has for any seed."""
+    random = np.random.RandomState([seed, zlib.crc32(spec.name.encode())])
     new = initial_tensor(config, spec, random).astype(old.dtype)
     kept = min(len(old), len(new))
     new[:kept] = old[:kept]
@@ -100,5 +102,10 @@ def _with_rows(
 
 
 def _check_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+
+
+def _check_seed(value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 1 << 32:
+        raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {value!r}.")

@@ -1,4 +1,4 @@
-"""Changes of a model's shape, recomputation in training, and tied weights: the same facts in every backend."""
+"""Changes of a model's size: vocabulary, positions, attention heads; the same facts in every backend."""
 
 import json
 
@@ -7,81 +7,29 @@ import numpy as np
 import pytest
 
 from conformance import cases
-from conformance.adapters import ADAPTERS
 from distilbert import reference
 from distilbert.backends import load_backend
-from distilbert.checkpoint.folder import WRITABLE, open_weights
-from distilbert.config import DistilBertConfig
+from distilbert.checkpoint.folder import WRITABLE
 from distilbert.errors import ConfigError
 from distilbert.positions import sinusoidal_table
 from distilbert.weight_map import POSITION_EMBEDDINGS, PROJECTOR_BIAS, TIED_PROJECTOR, WORD_EMBEDDINGS
+from tests.masked_lm import (
+    CONFIG,
+    IDS,
+    INPUTS,
+    LEARNING,
+    MASKED_LM,
+    NEXT,
+    TOLERANCE,
+    assert_close,
+    assert_same_bits,
+    gradients,
+    in_next_framework,
+    masked_lm,
+    number_of_trained_tensors,
+    step,
+)
 from tests.support import BACKENDS, new_model, run, to_numpy
-
-CONFIG, MASKED_LM, IDS = cases.CONFIG, cases.MASKED_LM, cases.input_ids()
-INPUTS = {"input_ids": IDS, "attention_mask": cases.masks()["right padding"]}
-LEARNING = INPUTS | cases.targets(MASKED_LM)
-NEXT = {"pt": "tf", "tf": "flax", "flax": "pt"}
-TOLERANCE = 5e-6  # between a float32 model and the specification, as conformance has it
-ROUNDING = 2e-6  # between two float32 models
-
-
-def masked_lm(backend, dtype="float32", **changes):
-    config = CONFIG.replace(**changes)
-    return new_model(backend, config, cases.weights(config, MASKED_LM, dtype=dtype), MASKED_LM)
-
-
-def in_next_framework(model, folder, **options):
-    """The model, saved and loaded by another backend."""
-    backend = backend_of(model)
-    model.save_pretrained(folder)
-    return getattr(load_backend(NEXT[backend]), type(model).__name__).from_pretrained(folder, **options)
-
-
-def backend_of(model):
-    return type(model).__module__.split(".")[1]
-
-
-def gradients(model, inputs):
-    """Of the loss, by canonical name, in the framework's orientation."""
-    adapter = ADAPTERS[backend_of(model)](model, "float32")
-    with adapter.module.exact("float32"):
-        found = adapter.by_name(adapter.differentiate(inputs))
-    return {name: np.array(adapter.array(gradient)) for name, gradient in found.items()}
-
-
-def step(model, inputs):
-    """One step of AdamW: the trained tensors after it, by canonical name."""
-    return ADAPTERS[backend_of(model)](model, "float32").step(inputs, learning_rate=0.01)[1]
-
-
-def assert_same_bits(found, expected):
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        assert found[name].dtype == array.dtype, name
-        assert found[name].shape == array.shape, name
-        assert found[name].tobytes() == array.tobytes(), name
-
-
-def assert_close(found, expected, atol=ROUNDING):
-    np.testing.assert_allclose(to_numpy(found), to_numpy(expected), rtol=0, atol=atol)
-
-
-def assert_close_by_name(found, expected, atol=1e-6):
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        np.testing.assert_allclose(found[name], array, rtol=0, atol=atol, err_msg=name)
-
-
-def number_of_trained_tensors(model):
-    backend = backend_of(model)
-    if backend == "pt":
-        return sum(p.requires_grad for p in model.parameters())
-    if backend == "tf":
-        return len(model.trainable_variables)
-    import jax
-    from flax import nnx
-
-    return len(jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 class TestTokenEmbeddings:
@@ -369,201 +317,3 @@ class TestKeras:
         loaded = keras.saving.load_model(tmp_path / "model.keras")
         assert loaded.config == model.config
         assert_same_bits(loaded.weights_by_name(), model.weights_by_name())
-
-
-def seeded(backend, **changes):
-    """A masked LM in training mode whose dropout is always the same, and its inputs."""
-    if backend == "tf":
-        import keras
-
-        keras.utils.set_random_seed(5)
-    model = masked_lm(backend, **changes)
-    if backend == "tf":
-        return model, LEARNING | {"training": True}
-    if backend == "pt":
-        import torch
-
-        torch.manual_seed(5)
-    model.train()
-    return model, LEARNING
-
-
-def counted(backend, calls):
-    """The activation, which notes when it is computed."""
-    function = load_backend(backend).model.ACTIVATIONS["gelu"]
-
-    def activation(x):
-        if backend == "flax":
-            import jax
-
-            jax.debug.callback(lambda: calls.append(1))
-        else:
-            calls.append(1)
-        return function(x)
-
-    return activation
-
-
-class TestGradientCheckpointing:
-    @pytest.fixture(autouse=True)
-    def quick_compilation(self):
-        """XLA's optimizations of graphs that run once take most of the time."""
-        import jax
-
-        before = jax.config.read("jax_disable_most_optimizations")
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", before)
-
-    @pytest.mark.parametrize("options", [{}, {"output_attentions": True, "output_hidden_states": True}])
-    def test_loss_and_gradients_stay(self, kernel, options):
-        model, inputs = masked_lm(kernel, n_layers=1), LEARNING | options
-        loss, expected = to_numpy(run(model, **inputs).loss), gradients(model, inputs)
-        states = run(model, **inputs)[2:]
-        assert model.gradient_checkpointing_enable() is model
-        assert_close(run(model, **inputs).loss, loss, atol=1e-6)
-        assert_close_by_name(gradients(model, inputs), expected)
-        for found, before in zip(run(model, **inputs)[2:], states, strict=True):
-            assert len(found) == len(before)
-            for one, other in zip(found, before, strict=True):
-                assert_close(one, other)
-
-    def test_the_recomputation_drops_what_the_first_one_dropped(self, kernel):
-        rates = {"n_layers": 1, "dropout": 0.4, "attention_dropout": 0.4}
-        backend = kernel.partition("-")[0]
-        model, inputs = seeded(backend, **rates)
-        expected, later = gradients(model, inputs), gradients(model, inputs)
-        assert np.abs(expected[WORD_EMBEDDINGS] - later[WORD_EMBEDDINGS]).max() > 1e-3  # dropout acts
-        model, inputs = seeded(backend, **rates)
-        model.gradient_checkpointing_enable()
-        assert_close_by_name(gradients(model, inputs), expected)
-        assert_close_by_name(gradients(model, inputs), later)  # the generators went on as they do without
-
-    def test_each_block_is_computed_twice_until_disabled(self, backend, monkeypatch):
-        calls = []
-        monkeypatch.setitem(load_backend(backend).model.ACTIVATIONS, "gelu", counted(backend, calls))
-        model = new_model(backend)
-        for change, expected in (
-            (lambda: model, 2),
-            (model.gradient_checkpointing_enable, 4),
-            (model.gradient_checkpointing_disable, 2),
-        ):
-            change()
-            calls.clear()
-            gradients(model, INPUTS)
-            assert len(calls) == expected
-
-    @pytest.mark.parametrize("backend", ["tf", "flax"])
-    def test_compiled_gradients_are_the_same(self, backend):
-        found, options = [], {"output_attentions": True, "output_hidden_states": True}
-        for change in ("gradient_checkpointing_disable", "gradient_checkpointing_enable"):
-            model, inputs = seeded(backend, n_layers=1, dropout=0.4, attention_dropout=0.4)
-            getattr(model, change)()
-            found.append(compiled_gradients(model, inputs | options))
-        assert_close_by_name(found[1], found[0])
-
-    def test_the_head_mask_has_a_gradient(self, backend):
-        """As it has without: what a study of the heads' importance needs."""
-        mask = np.full((1, 4), 0.5, np.float32)
-        model = masked_lm(backend, n_layers=1)
-        expected = gradient_of_head_mask(model, mask)
-        assert np.abs(expected).min() > 0
-        model.gradient_checkpointing_enable()
-        np.testing.assert_allclose(gradient_of_head_mask(model, mask), expected, rtol=0, atol=1e-6)
-
-    def test_keras_fit_follows_the_switch(self, monkeypatch):
-        calls = []
-        monkeypatch.setitem(load_backend("tf").model.ACTIVATIONS, "gelu", counted("tf", calls))
-        model = masked_lm("tf", n_layers=1)
-        model.compile("sgd", jit_compile=False)
-        model.fit(LEARNING, verbose=0)
-        plain = len(calls)
-        calls.clear()
-        model.gradient_checkpointing_enable()
-        model.fit(LEARNING, verbose=0)
-        assert len(calls) > plain
-
-
-def compiled_gradients(model, inputs):
-    """As `gradients`, from tf.function or nnx.jit."""
-    adapter = ADAPTERS[backend_of(model)](model, "float32")
-    if backend_of(model) == "tf":
-        import tensorflow as tf
-
-        found = tf.function(lambda: adapter.differentiate(inputs))()
-    else:
-        from flax import nnx
-
-        found = nnx.jit(lambda m: ADAPTERS["flax"](m, "float32").differentiate(inputs))(model)
-    return {name: np.array(gradient) for name, gradient in adapter.by_name(found).items()}
-
-
-def gradient_of_head_mask(model, mask):
-    backend = backend_of(model)
-    if backend == "pt":
-        import torch
-
-        mask = torch.tensor(mask, requires_grad=True)
-        return torch.autograd.grad(model(**LEARNING, head_mask=mask).loss, mask)[0].numpy()
-    if backend == "tf":
-        import tensorflow as tf
-
-        mask = tf.constant(mask)
-        with tf.GradientTape() as tape:
-            tape.watch(mask)
-            loss = model(**LEARNING, head_mask=mask).loss
-        return tape.gradient(loss, mask).numpy()
-    import jax
-
-    return np.asarray(jax.grad(lambda factors: model(**LEARNING, head_mask=factors).loss)(mask))
-
-
-class TestTying:
-    def test_a_step_keeps_a_tied_projector_the_embeddings_themselves(self, backend):
-        model = masked_lm(backend)
-        before = model.weights_by_name()
-        step(model, LEARNING)
-        after = model.weights_by_name()
-        assert after[TIED_PROJECTOR].tobytes() == after[WORD_EMBEDDINGS].tobytes()
-        assert not np.array_equal(after[WORD_EMBEDDINGS], before[WORD_EMBEDDINGS])
-        assert number_of_trained_tensors(model) == len(model.tensor_specs()) - 1
-        expected = reference.HEADS[MASKED_LM](model.config, after, **INPUTS).logits
-        assert_close(run(model, **INPUTS).logits, expected, TOLERANCE)
-
-    def test_an_untied_projector_goes_its_own_way(self, backend):
-        model = masked_lm(backend, tie_word_embeddings=False)
-        before = model.weights_by_name()
-        assert not np.array_equal(before[TIED_PROJECTOR], before[WORD_EMBEDDINGS])
-        step(model, LEARNING)
-        after = model.weights_by_name()
-        moved = [after[name] - before[name] for name in (TIED_PROJECTOR, WORD_EMBEDDINGS)]
-        assert all(move.any() for move in moved)
-        assert not np.allclose(*moved)
-        assert number_of_trained_tensors(model) == len(model.tensor_specs())
-
-    @pytest.mark.parametrize("tied", [True, False])
-    @pytest.mark.parametrize("name", WRITABLE)
-    def test_files_hold_a_tied_projector_once_and_an_untied_one_beside(self, backend, tmp_path, name, tied):
-        model = masked_lm(backend, tie_word_embeddings=tied)
-        model.save_pretrained(tmp_path, name)
-        assert DistilBertConfig.from_pretrained(tmp_path).tie_word_embeddings == tied
-        found, _, stored = open_weights(tmp_path)
-        projectors = [n for n in map(found.plain_name, stored.info) if "vocab_projector" in n and "bias" not in n]
-        assert len(projectors) == (not tied)
-        loaded = load_backend(NEXT[backend]).DistilBertForMaskedLM.from_pretrained(tmp_path)
-        assert loaded.load_report.tied == ((TIED_PROJECTOR,) if tied else ())
-        assert_same_bits(loaded.weights_by_name(), model.weights_by_name())
-        expected = reference.HEADS[MASKED_LM](model.config, model.weights_by_name(), **INPUTS).logits
-        assert_close(run(loaded, **INPUTS).logits, expected, TOLERANCE)
-
-    def test_an_untied_file_keeps_its_projector_though_its_config_says_nothing(self, backend, tmp_path):
-        """Such files exist; the flag is then given at load. Upstream's TensorFlow read the embeddings instead."""
-        model = masked_lm(backend, tie_word_embeddings=False)
-        model.save_pretrained(tmp_path)
-        values = json.loads((tmp_path / "config.json").read_text())
-        del values["tie_word_embeddings"]
-        (tmp_path / "config.json").write_text(json.dumps(values))
-        load = load_backend(NEXT[backend]).DistilBertForMaskedLM.from_pretrained
-        with pytest.raises(ValueError, match="differs from the word embeddings"):
-            load(tmp_path)
-        assert_same_bits(load(tmp_path, tie_word_embeddings=False).weights_by_name(), model.weights_by_name())

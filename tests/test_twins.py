@@ -17,7 +17,7 @@ IDIOM = {
         # variable-length flash kernels, which PyTorch alone has
         "Ragged", "ragged", "_packed", "_starts", "attend_flash", "flash_kernel", "check_flash",
         "attend_fused",  # Keras has no fused kernel on TensorFlow
-        "tie_weights",  # the projector's parameter is the table's own; elsewhere the table is passed to it
+        "tie_weights", "tie_again",  # the projector's parameter is the table's own; elsewhere the table is passed to it
         "_empty",  # a model without memory, instead of one that is drawn and then overwritten
         "from_numpy", "to_numpy", "device", "dtype",  # tensors are no arrays, and live on a device; Keras has its dtype
     },

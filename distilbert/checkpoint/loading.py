@@ -278,8 +278,12 @@ def _make_plan(
     specs = weight_map.tensor_specs(config, head)
     known = {name: spec for spec in weight_map.all_specs(config).values() for name in spec.accepted_names(layout)}
     plan = _Plan({}, weight_map.tied(config, head), {}, {}, [], [])
+    if _holds_larger_head(head, {known[plain].module.name for plain in plain_names.values() if plain in known}):
+        wanted = {name for name, spec in specs.items() if spec.in_encoder}
+    else:
+        wanted = specs.keys()
     for stored, plain in plain_names.items():
-        if plain in known and known[plain].name in specs:
+        if plain in known and known[plain].name in wanted:
             plan.sources.setdefault(known[plain].name, []).append(stored)
         elif plain in known:
             plan.skipped[stored] = "another class's head"
@@ -297,6 +301,15 @@ def _make_plan(
         else:
             plan.missing.append(name)
     return plan
+
+
+def _holds_larger_head(head: str, modules: set[str]) -> bool:
+    """Whether the file's head is another class's, which has modules of the same names as this one's and more.
+
+    Sequence classification has a `classifier`, as token classification has, but behind a layer of its own.
+    """
+    own = {*weight_map.HEADS[head].modules}
+    return bool(own) and any(own < {*other.modules} <= modules for other in weight_map.HEADS.values())
 
 
 def _make(config: DistilBertConfig, spec: TensorSpec) -> Array:

@@ -7,6 +7,7 @@ seq, head_dim). A query without a key attends uniformly to all of them, in every
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -49,11 +50,15 @@ def attend_fused(q: Array, k: Array, v: Array, keep: Array | None, attn_implemen
     """JAX's kernel: the context alone. "cudnn" runs on GPUs, in half precision."""
     if attn_implementation == CUDNN:
         check_cudnn(q)
+    if q.dtype == jnp.float64:  # JAX's kernel would compute the scores in float32
+        return attend(q, k, v, keep, None, lambda probabilities: probabilities)[0]
     if keep is not None:  # a query without a key: a zero query that sees all keys attends uniformly
         without_key = ~keep.any(-1, keepdims=True)  # (batch, 1 or n_heads, 1 or seq, 1)
         q, keep = jnp.where(without_key, 0.0, q).astype(q.dtype), keep | without_key
+        keep = jnp.broadcast_to(keep, (*keep.shape[:2], q.shape[2], k.shape[2]))  # cuDNN's does not broadcast
     q, k, v = q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)  # (batch, seq, n_heads, head_dim)
-    context = jax.nn.dot_product_attention(q, k, v, mask=keep, implementation=attn_implementation)
+    kernel = cast("Literal['xla', 'cudnn']", attn_implementation)
+    context = jax.nn.dot_product_attention(q, k, v, mask=keep, implementation=kernel)
     return context.swapaxes(1, 2)
 
 
@@ -70,7 +75,12 @@ def check_kernel(attn_implementation: str) -> None:
 
 
 def check_cudnn(q: Array) -> None:
-    """CuDNN's kernel runs in half precision only."""
+    """CuDNN's kernel runs in half precision only, on heads of certain widths."""
+    if q.shape[-1] % 8 or q.shape[-1] > 128:
+        raise ValueError(
+            f"attn_implementation {CUDNN!r} needs heads whose width dim / n_heads is a multiple of 8 up to 128, got "
+            f"{q.shape[-1]}: use 'xla'."
+        )
     if q.dtype not in (jnp.float16, jnp.bfloat16):
         raise ValueError(
             f"attn_implementation {CUDNN!r} needs a model in float16 or bfloat16, got {q.dtype}: load it with "

@@ -279,8 +279,8 @@ class DistilBertForMultipleChoice(PretrainedModel):
         labels: (batch,), the index of the right choice. Hidden states and attentions have batch * num_choices rows.
         """
         check_no_unknown(unknown)
-        input_ids, attention_mask = as_array(input_ids), as_array(attention_mask)
-        position_ids, inputs_embeds = as_array(position_ids), as_array(inputs_embeds)
+        input_ids, attention_mask = as_array("input_ids", input_ids), as_array("attention_mask", attention_mask)
+        position_ids, inputs_embeds = as_array("position_ids", position_ids), as_array("inputs_embeds", inputs_embeds)
         num_choices = check_choices(input_ids, attention_mask, position_ids, inputs_embeds)
         output = self.distilbert(
             flatten_choices(input_ids),
@@ -349,7 +349,7 @@ class DistilBertForSentenceEmbedding(PretrainedModel):
     ) -> SentenceEmbeddingOutput:
         """Embed a batch. Arguments as for `DistilBertModel`; attention_mask only as (batch, seq)."""
         check_no_unknown(unknown)
-        attention_mask = as_array(attention_mask)
+        attention_mask = as_array("attention_mask", attention_mask)
         check_pooling_mask(attention_mask)
         output = self.distilbert(
             input_ids,

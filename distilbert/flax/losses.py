@@ -24,10 +24,11 @@ def cross_entropy(logits: Array, labels: Any) -> Array:
     Raises:
         ValueError: labels of another shape or dtype, or out of range.
     """
-    labels = as_array(labels)
+    labels = as_array("labels", labels)
     check_token_labels(labels, logits, values)
-    counts = jnp.asarray(labels) != IGNORE
-    targets = jnp.where(counts, jnp.asarray(labels), 0)
+    labels = jnp.asarray(labels, jnp.int32)
+    counts = labels != IGNORE
+    targets = jnp.where(counts, labels, 0)
     losses = optax.softmax_cross_entropy_with_integer_labels(at_least_float32(logits), targets)  # (...)
     return jnp.where(counts, losses, 0.0).sum() / jnp.maximum(counts.sum(), 1)
 
@@ -41,7 +42,7 @@ def sequence_classification_loss(config: DistilBertConfig, logits: Array, labels
     Raises:
         ValueError: the labels do not fit.
     """
-    labels = as_array(labels)
+    labels = as_array("labels", labels)
     problem_type = check_sequence_labels(config, labels, logits)
     if problem_type == "single_label_classification":
         return cross_entropy(logits, labels)
@@ -60,9 +61,10 @@ def question_answering_loss(start_logits: Array, end_logits: Array, start_positi
     Raises:
         ValueError: positions of another shape or dtype.
     """
-    start, end = (as_array(x) for x in (start_positions, end_positions))
+    start = as_array("start_positions", start_positions)
+    end = as_array("end_positions", end_positions)
     check_spans(start, end, start_logits)
-    start, end = (within(x.reshape(-1), start_logits.shape[1]) for x in (start, end))
+    start, end = (within(jnp.asarray(x.reshape(-1), jnp.int32), start_logits.shape[1]) for x in (start, end))
     return (cross_entropy(start_logits, start) + cross_entropy(end_logits, end)) / 2
 
 

@@ -24,13 +24,33 @@ from distilbert.positions import sinusoidal_table
 
 def rounded_once(formula: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """The formula in float32 or better: half precision is rounded at its end only, not at each of its steps."""
-    return lambda x: formula(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
+    return functools.partial(in_float32, formula)
+
+
+def in_float32(formula: Callable[[Array], Array], x: Array) -> Array:
+    """What `rounded_once` computes; a function of the module, so that a model can be pickled."""
+    return formula(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
+
+
+def gelu(x: Array) -> Array:
+    """X times the normal distribution function at x. Source: Hendrycks and Gimpel 2016, arXiv 1606.08415."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_new(x: Array) -> Array:
+    """The tanh approximation of `gelu`."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def quick_gelu(x: Array) -> Array:
+    """The sigmoid approximation of `gelu`."""
+    return x * jax.nn.sigmoid(1.702 * x)
 
 
 ACTIVATIONS = {
-    "gelu": rounded_once(lambda x: jax.nn.gelu(x, approximate=False)),
-    "gelu_new": rounded_once(lambda x: jax.nn.gelu(x, approximate=True)),
-    "quick_gelu": rounded_once(lambda x: x * jax.nn.sigmoid(1.702 * x)),
+    "gelu": rounded_once(gelu),
+    "gelu_new": rounded_once(gelu_new),
+    "quick_gelu": rounded_once(quick_gelu),
     "relu": jax.nn.relu,
     "silu": rounded_once(jax.nn.silu),
     "swish": rounded_once(jax.nn.silu),
@@ -252,9 +272,12 @@ class DistilBertModel(PretrainedModel):
             TypeError: an argument that DistilBERT does not have.
         """
         check_no_unknown(unknown)
-        input_ids, position_ids = as_array(input_ids), as_array(position_ids)
-        attention_mask = as_array(attention_mask)
-        inputs_embeds, head_mask = as_array(inputs_embeds, self.dtype), as_array(head_mask, self.dtype)
+        input_ids, position_ids = as_array("input_ids", input_ids), as_array("position_ids", position_ids)
+        attention_mask = as_array("attention_mask", attention_mask)
+        inputs_embeds, head_mask = (
+            as_array("inputs_embeds", inputs_embeds, self.dtype),
+            as_array("head_mask", head_mask, self.dtype),
+        )
         check_inputs(self.config, input_ids, attention_mask, position_ids, inputs_embeds, head_mask, values)
         if head_mask is not None:
             head_mask = jnp.broadcast_to(head_mask, (self.config.n_layers, self.config.n_heads))

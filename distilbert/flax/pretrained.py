@@ -21,7 +21,7 @@ from distilbert import resizing, weight_map
 from distilbert.checkpoint.loading import LoadReport, open_checkpoint
 from distilbert.checkpoint.saving import save_checkpoint
 from distilbert.checkpoint.tensors import Array, check_dtype
-from distilbert.checks import check_weights
+from distilbert.checks import check_weights, no_array
 from distilbert.config import DistilBertConfig, PoolingConfig
 from distilbert.flax.attention import KERNELS, check_kernel
 from distilbert.initialization import initial_weights
@@ -210,8 +210,8 @@ class PretrainedModel(nnx.Module):
     def set_attn_implementation(self, attn_implementation: str) -> Self:
         """Choose the attention kernel: "eager" (plain), or `jax.nn.dot_product_attention`'s "xla" or "cudnn".
 
-        A call that a kernel cannot serve (attentions, a head mask, dropout) takes the plain one. They agree to
-        rounding. "cudnn" needs a GPU and half precision.
+        A call that a kernel cannot serve (attentions, a head mask, dropout, float64) takes the plain one. They agree to
+        rounding. "cudnn" needs a GPU, half precision, and for gradients under a mask an even number of tokens.
 
         Raises:
             ValueError: there is no such kernel, or no GPU for it.
@@ -240,11 +240,20 @@ def dtype_name(dtype: Any) -> str:
     return name
 
 
-def as_array(x: Any, dtype: Any = None) -> Any:
-    """An argument as an array; None stays None. NumPy's integers stay NumPy's, so that none is cut before its check."""
+def as_array(name: str, x: Any, dtype: Any = None) -> Any:
+    """The argument `name` as an array; None stays None.
+
+    NumPy's integers stay NumPy's, so that none is cut before its check.
+    """
     if x is None or (isinstance(x, jax.Array) and dtype is None):
         return x
-    return np.asarray(x) if dtype is None else jnp.asarray(x, dtype)
+    try:
+        array = np.asarray(x) if dtype is None else jnp.asarray(x, dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(no_array(name, x)) from error
+    if array.dtype.kind in "OSU":
+        raise ValueError(no_array(name, x))
+    return array
 
 
 def values(array: Any) -> Array | None:

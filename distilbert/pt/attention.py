@@ -148,7 +148,12 @@ def check_kernel(attn_implementation: str) -> None:
 
 
 def check_flash(q: Tensor) -> None:
-    """The flash kernels run on CUDA in half precision only."""
+    """The flash kernels run on CUDA in half precision only, on heads of certain widths."""
+    if q.shape[-1] % 8 or q.shape[-1] > 256:
+        raise ValueError(
+            f"attn_implementation {FLASH!r} needs heads whose width dim / n_heads is a multiple of 8 up to 256, got "
+            f"{q.shape[-1]}: use 'sdpa'."
+        )
     if not q.is_cuda or q.dtype not in (torch.float16, torch.bfloat16):
         raise ValueError(
             f"attn_implementation {FLASH!r} needs a model on a CUDA device in float16 or bfloat16, got {q.dtype} on "

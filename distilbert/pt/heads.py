@@ -262,8 +262,14 @@ class DistilBertForMultipleChoice(PretrainedModel):
         labels: (batch,), the index of the right choice. Hidden states and attentions have batch * num_choices rows.
         """
         check_no_unknown(unknown)
-        input_ids, attention_mask = as_tensor(input_ids, self.device), as_tensor(attention_mask, self.device)
-        position_ids, inputs_embeds = as_tensor(position_ids, self.device), as_tensor(inputs_embeds, self.device)
+        input_ids, attention_mask = (
+            as_tensor("input_ids", input_ids, self.device),
+            as_tensor("attention_mask", attention_mask, self.device),
+        )
+        position_ids, inputs_embeds = (
+            as_tensor("position_ids", position_ids, self.device),
+            as_tensor("inputs_embeds", inputs_embeds, self.device),
+        )
         num_choices = check_choices(input_ids, attention_mask, position_ids, inputs_embeds)
         output = self.distilbert(
             flatten_choices(input_ids),
@@ -332,7 +338,7 @@ class DistilBertForSentenceEmbedding(PretrainedModel):
     ) -> SentenceEmbeddingOutput:
         """Embed a batch. Arguments as for `DistilBertModel`; attention_mask only as (batch, seq)."""
         check_no_unknown(unknown)
-        attention_mask = as_tensor(attention_mask, self.device)
+        attention_mask = as_tensor("attention_mask", attention_mask, self.device)
         check_pooling_mask(attention_mask)
         output = self.distilbert(
             input_ids,

@@ -24,9 +24,9 @@ def cross_entropy(logits: Tensor, labels: Any) -> Tensor:
     Raises:
         ValueError: labels of another shape or dtype, or out of range.
     """
-    labels = as_tensor(labels, logits.device)
+    labels = as_tensor("labels", labels, logits.device)
     check_token_labels(labels, logits, values)
-    logits, labels = at_least_float32(logits).flatten(0, -2), labels.flatten().long()
+    logits, labels = at_least_float32(logits).reshape(-1, logits.shape[-1]), labels.flatten().long()
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
     return total / (labels != IGNORE).sum().clamp(min=1)
 
@@ -40,7 +40,7 @@ def sequence_classification_loss(config: DistilBertConfig, logits: Tensor, label
     Raises:
         ValueError: the labels do not fit.
     """
-    labels = as_tensor(labels, logits.device)
+    labels = as_tensor("labels", labels, logits.device)
     problem_type = check_sequence_labels(config, labels, logits)
     if problem_type == "single_label_classification":
         return cross_entropy(logits, labels)
@@ -61,9 +61,10 @@ def question_answering_loss(
     Raises:
         ValueError: positions of another shape or dtype.
     """
-    start, end = (as_tensor(x, start_logits.device) for x in (start_positions, end_positions))
+    start = as_tensor("start_positions", start_positions, start_logits.device)
+    end = as_tensor("end_positions", end_positions, start_logits.device)
     check_spans(start, end, start_logits)
-    start, end = (within(x.reshape(-1), start_logits.shape[1]) for x in (start, end))
+    start, end = (within(x.reshape(-1).long(), start_logits.shape[1]) for x in (start, end))
     return (cross_entropy(start_logits, start) + cross_entropy(end_logits, end)) / 2
 
 
@@ -81,7 +82,8 @@ def multiple_negatives_ranking_loss(anchors: Tensor, positives: Tensor, *, scale
         ValueError: the two differ in shape.
     """
     check_pairs(anchors, positives)
-    scores = unit(anchors) @ unit(positives).T * scale  # (batch, batch)
+    with torch.autocast(anchors.device.type, enabled=False):
+        scores = unit(anchors) @ unit(positives).T * scale  # (batch, batch)
     return cross_entropy(scores, torch.arange(len(scores), device=scores.device))
 
 

@@ -24,13 +24,33 @@ from distilbert.pt.pretrained import PretrainedModel, as_tensor, values
 
 def rounded_once(formula: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The formula in float32 or better: half precision is rounded at its end only, not at each of its steps."""
-    return lambda x: formula(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
+    return functools.partial(in_float32, formula)
+
+
+def in_float32(formula: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What `rounded_once` computes; a function of the module, so that a model can be pickled."""
+    return formula(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """X times the normal distribution function at x. Source: Hendrycks and Gimpel 2016, arXiv 1606.08415."""
+    return F.gelu(x)
+
+
+def gelu_new(x: Tensor) -> Tensor:
+    """The tanh approximation of `gelu`."""
+    return F.gelu(x, approximate="tanh")
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """The sigmoid approximation of `gelu`."""
+    return x * torch.sigmoid(1.702 * x)
 
 
 ACTIVATIONS = {  # PyTorch's own round once
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": rounded_once(lambda x: x * torch.sigmoid(1.702 * x)),
+    "gelu": gelu,
+    "gelu_new": gelu_new,
+    "quick_gelu": rounded_once(quick_gelu),
     "relu": F.relu,
     "silu": F.silu,
     "swish": F.silu,
@@ -230,11 +250,14 @@ class DistilBertModel(PretrainedModel):
         """
         check_no_unknown(unknown)
         device, dtype = self.device, self.dtype
-        input_ids, position_ids = as_tensor(input_ids, device), as_tensor(position_ids, device)
-        attention_mask = as_tensor(attention_mask, device)
+        input_ids, position_ids = (
+            as_tensor("input_ids", input_ids, device),
+            as_tensor("position_ids", position_ids, device),
+        )
+        attention_mask = as_tensor("attention_mask", attention_mask, device)
         inputs_embeds, head_mask = (
-            as_tensor(inputs_embeds, device, dtype),
-            as_tensor(head_mask, device, dtype),
+            as_tensor("inputs_embeds", inputs_embeds, device, dtype),
+            as_tensor("head_mask", head_mask, device, dtype),
         )
         check_inputs(self.config, input_ids, attention_mask, position_ids, inputs_embeds, head_mask, values)
         if head_mask is not None:

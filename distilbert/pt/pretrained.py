@@ -20,7 +20,7 @@ from distilbert import resizing, weight_map
 from distilbert.checkpoint.loading import LoadReport, open_checkpoint
 from distilbert.checkpoint.saving import save_checkpoint
 from distilbert.checkpoint.tensors import Array, check_dtype
-from distilbert.checks import check_weights
+from distilbert.checks import check_weights, no_array
 from distilbert.config import DistilBertConfig, PoolingConfig
 from distilbert.initialization import initial_weights
 from distilbert.pt.attention import FLASH, KERNELS, check_kernel
@@ -38,6 +38,7 @@ class PretrainedModel(nn.Module):
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__()
         self.config = config
+        self.register_load_state_dict_post_hook(tie_again)
 
     @classmethod
     def from_config(cls, config: DistilBertConfig, *, seed: int = 0, **settings: Any) -> Self:
@@ -133,13 +134,14 @@ class PretrainedModel(nn.Module):
     @contextlib.contextmanager
     def evaluating(self) -> Generator[Self]:
         """The model in evaluation mode, recording nothing for gradients; afterwards it is as it was."""
-        training = self.training
+        modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
             with torch.inference_mode():
                 yield self
         finally:
-            self.train(training)
+            for module, training in modes.items():
+                module.training = training
 
     def resize_token_embeddings(
         self, new_num_tokens: int, pad_to_multiple_of: int | None = None, *, seed: int = 0
@@ -224,7 +226,8 @@ class PretrainedModel(nn.Module):
         """Choose the attention kernel: "sdpa" (fused), "eager" (plain) or "flash_attention_2". They agree to rounding.
 
         A call that a kernel cannot serve (attentions, a head mask; for flash also masks that are neither padding nor
-        packed blocks) takes the next plainer one. Flash attention needs CUDA and half precision.
+        packed blocks, and attention dropout without the flash-attn package) takes the next plainer one. Flash attention
+        needs CUDA and half precision.
 
         Raises:
             ValueError: there is no such kernel, or no CUDA device for it. ImportError: it is not installed.
@@ -238,12 +241,17 @@ class PretrainedModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return next(self.parameters()).device
+        return self._encoder().embeddings.word_embeddings.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the parameters and of compute."""
-        return next(self.parameters()).dtype
+        return self._encoder().embeddings.word_embeddings.weight.dtype
+
+
+def tie_again(model: PretrainedModel, _: object) -> None:
+    """After `load_state_dict`, which with assign=True puts two parameters in place of a tied one."""
+    model.tie_weights()
 
 
 def dtype_name(dtype: str | torch.dtype | None) -> str:
@@ -267,11 +275,14 @@ def to_numpy(tensor: Tensor) -> Array:
     return tensor.numpy()
 
 
-def as_tensor(x: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """An argument as a tensor on `device`; None stays None."""
-    if isinstance(x, np.ndarray):
-        x = from_numpy(x)
-    return None if x is None else torch.as_tensor(x, device=device, dtype=dtype)
+def as_tensor(name: str, x: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """The argument `name` as a tensor on `device`; None stays None."""
+    if x is None:
+        return None
+    try:
+        return torch.as_tensor(from_numpy(x) if isinstance(x, np.ndarray) else x, device=device, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(no_array(name, x)) from error
 
 
 def values(tensor: Tensor) -> Array | None:

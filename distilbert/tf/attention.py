@@ -6,6 +6,7 @@ seq, head_dim). A query without a key attends uniformly to all of them.
 
 # Keras types the results of its operations as optional: they are not.
 # pyright: reportOptionalSubscript=false, reportOptionalOperand=false, reportOptionalMemberAccess=false
+# pyright: reportArgumentType=false
 
 from __future__ import annotations
 

@@ -329,9 +329,11 @@ class DistilBertForMultipleChoice(PretrainedModel):
         labels: (batch,), the index of the right choice. Hidden states and attentions have batch * num_choices rows.
         """
         check_no_unknown(unknown)
-        input_ids, attention_mask = as_tensor(input_ids), as_tensor(attention_mask)
-        position_ids, inputs_embeds = as_tensor(position_ids), as_tensor(inputs_embeds)
+        input_ids, attention_mask = as_tensor("input_ids", input_ids), as_tensor("attention_mask", attention_mask)
+        position_ids, inputs_embeds = as_tensor("position_ids", position_ids), as_tensor("inputs_embeds", inputs_embeds)
         num_choices = check_choices(input_ids, attention_mask, position_ids, inputs_embeds)
+        if num_choices is None:  # not known before the call
+            num_choices = ops.shape(input_ids if inputs_embeds is None else inputs_embeds)[1]
         output = self.distilbert(
             flatten_choices(input_ids),
             flatten_choices(attention_mask),
@@ -407,7 +409,7 @@ class DistilBertForSentenceEmbedding(PretrainedModel):
     ) -> SentenceEmbeddingOutput:
         """Embed a batch. Arguments as for `DistilBertModel`; attention_mask only as (batch, seq)."""
         check_no_unknown(unknown)
-        attention_mask = as_tensor(attention_mask)
+        attention_mask = as_tensor("attention_mask", attention_mask)
         check_pooling_mask(attention_mask)
         output = self.distilbert(
             input_ids,

@@ -30,9 +30,10 @@ def cross_entropy(logits: Tensor, labels: Any) -> Tensor:
     Raises:
         ValueError: labels of another shape or dtype, or out of range.
     """
-    labels = as_tensor(labels)
+    labels = as_tensor("labels", labels)
     check_token_labels(labels, logits, values)
-    logits, counts = at_least_float32(logits), ops.not_equal(labels, IGNORE)
+    logits, labels = at_least_float32(logits), ops.cast(labels, "int64")
+    counts = ops.not_equal(labels, IGNORE)
     targets = ops.where(counts, labels, ops.zeros_like(labels))
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits)  # (...)
     count = ops.cast(ops.maximum(ops.count_nonzero(counts), 1), logits.dtype)
@@ -48,7 +49,7 @@ def sequence_classification_loss(config: DistilBertConfig, logits: Tensor, label
     Raises:
         ValueError: the labels do not fit.
     """
-    labels = as_tensor(labels)
+    labels = as_tensor("labels", labels)
     problem_type = check_sequence_labels(config, labels, logits)
     if problem_type == "single_label_classification":
         return cross_entropy(logits, labels)
@@ -69,9 +70,10 @@ def question_answering_loss(
     Raises:
         ValueError: positions of another shape or dtype.
     """
-    start, end = (as_tensor(x) for x in (start_positions, end_positions))
+    start = as_tensor("start_positions", start_positions)
+    end = as_tensor("end_positions", end_positions)
     check_spans(start, end, start_logits)
-    start, end = (within(ops.reshape(x, (-1,)), ops.shape(start_logits)[1]) for x in (start, end))
+    start, end = (within(ops.cast(ops.reshape(x, (-1,)), "int64"), ops.shape(start_logits)[1]) for x in (start, end))
     return (cross_entropy(start_logits, start) + cross_entropy(end_logits, end)) / 2
 
 

@@ -9,6 +9,7 @@ Source: Sanh et al. 2019, arXiv 1910.01108. Axes: batch, seq, dim, n_heads, head
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -30,16 +31,36 @@ Shape = Any
 
 def rounded_once(formula: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The formula in float32 or better: half precision is rounded at its end only, not at each of its steps."""
-    return lambda x: ops.cast(formula(ops.cast(x, keras.backend.result_type(x.dtype, "float32"))), x.dtype)
+    return functools.partial(in_float32, formula)
 
 
-# GELU is written out: TensorFlow's own rounds its constants to float32, which shows in float64.
+def in_float32(formula: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What `rounded_once` computes; a function of the module, so that a model can be pickled."""
+    return ops.cast(formula(ops.cast(x, keras.backend.result_type(x.dtype, "float32"))), x.dtype)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """X times the normal distribution function at x. Source: Hendrycks and Gimpel 2016, arXiv 1606.08415.
+
+    Written out: TensorFlow's own rounds its constants to float32, which shows in float64.
+    """
+    return 0.5 * x * (1.0 + ops.erf(x / math.sqrt(2.0)))
+
+
+def gelu_new(x: Tensor) -> Tensor:
+    """The tanh approximation of `gelu`."""
+    return 0.5 * x * (1.0 + ops.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """The sigmoid approximation of `gelu`."""
+    return x * ops.sigmoid(1.702 * x)
+
+
 ACTIVATIONS = {
-    "gelu": rounded_once(lambda x: 0.5 * x * (1.0 + ops.erf(x / math.sqrt(2.0)))),
-    "gelu_new": rounded_once(
-        lambda x: 0.5 * x * (1.0 + ops.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
-    ),
-    "quick_gelu": rounded_once(lambda x: x * ops.sigmoid(1.702 * x)),
+    "gelu": rounded_once(gelu),
+    "gelu_new": rounded_once(gelu_new),
+    "quick_gelu": rounded_once(quick_gelu),
     "relu": ops.relu,
     "silu": rounded_once(ops.silu),
     "swish": rounded_once(ops.silu),
@@ -356,10 +377,10 @@ class DistilBertModel(PretrainedModel):
             TypeError: an argument that DistilBERT does not have.
         """
         check_no_unknown(unknown)
-        input_ids, position_ids = as_tensor(input_ids), as_tensor(position_ids)
-        attention_mask = as_tensor(attention_mask)
-        inputs_embeds = as_tensor(inputs_embeds, self.compute_dtype)
-        head_mask = as_tensor(head_mask, self.compute_dtype)
+        input_ids, position_ids = as_tensor("input_ids", input_ids), as_tensor("position_ids", position_ids)
+        attention_mask = as_tensor("attention_mask", attention_mask)
+        inputs_embeds = as_tensor("inputs_embeds", inputs_embeds, self.compute_dtype)
+        head_mask = as_tensor("head_mask", head_mask, self.compute_dtype)
         check_inputs(self.config, input_ids, attention_mask, position_ids, inputs_embeds, head_mask, values)
         if head_mask is not None:
             head_mask = ops.broadcast_to(head_mask, (self.config.n_layers, self.config.n_heads))

@@ -19,7 +19,7 @@ from distilbert import resizing, weight_map
 from distilbert.checkpoint.loading import LoadReport, open_checkpoint
 from distilbert.checkpoint.saving import save_checkpoint
 from distilbert.checkpoint.tensors import Array, check_dtype
-from distilbert.checks import check_weights
+from distilbert.checks import check_weights, no_array
 from distilbert.config import DistilBertConfig, PoolingConfig
 from distilbert.initialization import initial_weights
 from distilbert.tf.attention import KERNELS, check_kernel
@@ -34,11 +34,15 @@ class PretrainedModel(keras.Model):
     attn_implementation = KERNELS[0]
 
     def __init__(self, config: DistilBertConfig, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # targets are not rounded to the dtype of compute
         self.config = config
 
     def __call__(self, input_ids: Any = None, attention_mask: Any = None, **named: Any) -> Any:
         """Call the model; Keras's `fit`, `evaluate` and `predict` pass a dict of the arguments as the first."""
+        if isinstance(input_ids, list):  # Keras itself takes no lists as its first arguments
+            input_ids = as_tensor("input_ids", input_ids)
+        if isinstance(attention_mask, list):
+            attention_mask = as_tensor("attention_mask", attention_mask)
         if not isinstance(input_ids, Mapping):
             return super().__call__(input_ids, attention_mask, **named)
         return super().__call__(**unpack(input_ids, attention_mask=attention_mask, **named))
@@ -250,9 +254,14 @@ def dtype_name(dtype: str | tf.DType | None) -> str:
     return check_dtype("float32" if dtype is None else str(getattr(dtype, "name", dtype)))
 
 
-def as_tensor(x: Any, dtype: str | None = None) -> Any:
-    """An argument as a tensor; None stays None."""
-    return None if x is None else keras.ops.convert_to_tensor(x, dtype=dtype)
+def as_tensor(name: str, x: Any, dtype: str | None = None) -> Any:
+    """The argument `name` as a tensor; None stays None."""
+    if x is None:
+        return None
+    try:
+        return keras.ops.convert_to_tensor(x, dtype=dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(no_array(name, x)) from error
 
 
 def renew_variable(layer: Any, name: str, shape: tuple[int, ...]) -> None:

@@ -1,5 +1,8 @@
 """What training needs from Keras 3. Twins: pt/training.py and flax/training.py."""
 
+# Keras types a variable's value as optional, and as tensors of other backends: it is neither here.
+# pyright: reportOptionalOperand=false, reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 from typing import Any
