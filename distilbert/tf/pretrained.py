@@ -39,11 +39,10 @@ class PretrainedModel(keras.Model):
 
     def __call__(self, input_ids: Any = None, attention_mask: Any = None, **named: Any) -> Any:
         """Call the model; Keras's `fit`, `evaluate` and `predict` pass a dict of the arguments as the first."""
-        if isinstance(input_ids, list):  # Keras itself takes no lists as its first arguments
-            input_ids = as_tensor("input_ids", input_ids)
-        if isinstance(attention_mask, list):
+        if not hasattr(attention_mask, "shape"):  # Keras itself takes no lists as its first arguments
             attention_mask = as_tensor("attention_mask", attention_mask)
         if not isinstance(input_ids, Mapping):
+            input_ids = input_ids if hasattr(input_ids, "shape") else as_tensor("input_ids", input_ids)
             return super().__call__(input_ids, attention_mask, **named)
         return super().__call__(**unpack(input_ids, attention_mask=attention_mask, **named))
 
@@ -259,9 +258,12 @@ def as_tensor(name: str, x: Any, dtype: str | None = None) -> Any:
     if x is None:
         return None
     try:
-        return keras.ops.convert_to_tensor(x, dtype=dtype)
+        tensor: Any = keras.ops.convert_to_tensor(x, dtype=dtype)
     except (TypeError, ValueError) as error:
         raise ValueError(no_array(name, x)) from error
+    if tensor.dtype == tf.string:
+        raise ValueError(no_array(name, x))
+    return tensor
 
 
 def renew_variable(layer: Any, name: str, shape: tuple[int, ...]) -> None:
