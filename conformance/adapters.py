@@ -5,6 +5,7 @@ Everything goes in and comes out as NumPy arrays under canonical names, so that 
 
 from __future__ import annotations
 
+import abc
 import importlib
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +19,7 @@ Arrays = dict[str, NDArray[Any]]
 Inputs = Mapping[str, Any]
 
 
-class Adapter:
+class Adapter(abc.ABC):
     """A model of one backend, in evaluation mode. The subclasses know how their framework differentiates."""
 
     backend: str
@@ -73,17 +74,17 @@ class Adapter:
         """An array of the framework as NumPy's, in its dtype."""
         return np.asarray(x)
 
+    @abc.abstractmethod
     def differentiate(self, inputs: Inputs) -> Any:
         """The gradients of the loss, as the framework has them."""
-        raise NotImplementedError
 
     def by_name(self, gradients: Any) -> Mapping[str, Any]:
         """What `differentiate` returned, by canonical name."""
         return gradients
 
+    @abc.abstractmethod
     def update(self, gradients: Any, optimizer: Any) -> None:
         """Take one step against what `differentiate` returned."""
-        raise NotImplementedError
 
     def _in_numpy(self, output: Any) -> Any:
         parts = (tuple(map(self.array, x)) if isinstance(x, tuple) else self.array(x) for x in output)
