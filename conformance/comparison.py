@@ -43,13 +43,13 @@ class Tolerance:
     step: float
 
 
-# Between what was measured over all cases and backends and what the weakest mutant shows, part by part.
-# Measured in float64: 6e-15, 2e-15, 9e-14, 2e-15; in float32: 2e-6, 6e-7, 9e-6 (ranking loss; 3e-6 elsewhere), 6e-7; in
-# float16: 4e-3, 2e-3; in bfloat16: 4e-2, 2e-2.
-# Mutants in float32: 9e-6 (LayerNorm epsilon), 2e-2, 3e-4 (tanh GELU in the derivative), 2e-5.
+# Between what was measured over all cases and what the weakest mutant shows, for outputs, loss, gradients and step.
+# Measured in float64: 6e-15, 2e-15, 9e-14, 2e-15. In float32: 2e-6, 6e-7, 2.3e-5, 6e-7; the third is 3e-6 but where a
+# bias's gradient is a sum in which much cancels (ranking loss, regression). In float16: 4e-3, 2e-3; in bfloat16: 4e-2,
+# 2e-2. Mutants in float32: 9e-6 (LayerNorm epsilon), 2e-2, 3e-4 (tanh GELU in the derivative), 2e-5.
 TOLERANCES = {
     "float64": Tolerance(1e-10, 1e-10, 1e-10, 1e-12),
-    "float32": Tolerance(5e-6, 5e-6, 2e-5, 1e-6),
+    "float32": Tolerance(5e-6, 5e-6, 5e-5, 1e-6),
     "float16": Tolerance(1e-2, 1e-2, math.nan, math.nan),
     "bfloat16": Tolerance(1e-1, 1e-1, math.nan, math.nan),
 }
