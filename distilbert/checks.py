@@ -157,12 +157,11 @@ def check_sequence_labels(config: DistilBertConfig, labels: Any, logits: Any) ->
 
 def check_spans(start_positions: Any, end_positions: Any, start_logits: Any) -> None:
     """Start and end come together, as integers of (batch,) or (batch, 1); ones outside the sequence are ignored."""
-    if (start_positions is None) != (end_positions is None):
-        raise ValueError("start_positions and end_positions must be given together, got one of them.")
+    if start_positions is None or end_positions is None:
+        found = "neither" if start_positions is end_positions else "one"
+        raise ValueError(f"start_positions and end_positions must be given together, got {found} of them.")
     batch = _shape(start_logits)[0]
     for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
-        if positions is None:
-            continue
         if not any(_matches(_shape(positions), one) for one in ((batch,), (batch, 1))):
             raise ValueError(f"{name} must have the shape (batch,), here ({batch},), got {_shape(positions)}.")
         if not _is_integer(positions):

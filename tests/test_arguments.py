@@ -1,5 +1,6 @@
 """What users pass and do beside the ordinary: lists, other dtypes, unknown sizes, copies, replicas, partial files."""
 
+import importlib
 import io
 import pickle
 
@@ -66,6 +67,15 @@ def test_targets_of_every_integer_dtype_mean_the_same(backend, dtype):
     )
     found = run(model, IDS, start_positions=start, end_positions=start)
     assert float(found.loss) == pytest.approx(expected.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(("positions", "found"), [({}, "neither"), ({"start_positions": [1, 2, 3, 4]}, "one")])
+def test_start_and_end_come_together(backend, positions, found):
+    loss = importlib.import_module(f"distilbert.{backend}.losses").question_answering_loss
+    logits = run(head_model(backend, cases.ANSWERS), IDS).start_logits
+    given = {"start_positions": None, "end_positions": None} | positions
+    with pytest.raises(ValueError, match=f"must be given together, got {found} of them"):
+        loss(logits, logits, **given)
 
 
 def test_float_targets_are_not_rounded_to_half_precision(backend):
