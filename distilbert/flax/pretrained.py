@@ -225,7 +225,7 @@ class PretrainedModel(nnx.Module):
     @property
     def dtype(self) -> Any:
         """Of the parameters and of compute."""
-        return self._parameter(self.tensor_specs()[weight_map.WORD_EMBEDDINGS])[...].dtype
+        return self._encoder().embeddings.word_embeddings.embedding[...].dtype
 
 
 def dtype_name(dtype: Any) -> str:
