@@ -10,16 +10,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import math
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from distilbert.checkpoint import safely
-from distilbert.checkpoint.tensors import DTYPES, MAX_RANK, Array, StoredTensors, TensorInfo
+from distilbert.checkpoint.tensors import DTYPES, MAX_RANK, Array, StoredTensors, TensorInfo, read_array
 from distilbert.errors import CheckpointError, escape
 from distilbert.optional import require
 
@@ -55,10 +52,7 @@ def read(path: Path) -> StoredTensors:
     info = {name: _info(path, name, dataset, file.size) for name, dataset in found.items()}
 
     def read_one(name: str) -> Array:
-        dtype, shape = DTYPES[info[name].dtype], info[name].shape
-        file.seek(found[name].id.data_offset)
-        data = safely.read_exactly(path, file, math.prod(shape) * dtype.itemsize)
-        return np.frombuffer(bytearray(data), dtype).reshape(shape)
+        return read_array(path, file, found[name].id.data_offset, info[name])
 
     return StoredTensors(info, read_one)
 
@@ -101,9 +95,10 @@ def _info(path: Path, name: str, dataset: Any, file_size: int) -> TensorInfo:
         raise CheckpointError(path, "ShapeMismatch", f"holds dataset {name!r} of rank {len(shape)}")
     if dataset.id.layout_class != _CONTIGUOUS:
         raise CheckpointError(path, "UnsafeLink", f"holds dataset {name!r} chunked, compressed, virtual or external")
-    if dataset.id.data_offset + math.prod(shape) * DTYPES[dtype].itemsize > file_size:
+    info = TensorInfo(shape, dtype)
+    if dataset.id.data_offset + info.size > file_size:
         raise CheckpointError(path, "Truncated", f"lacks bytes of dataset {name!r}, or keeps them in another file")
-    return TensorInfo(shape, dtype)
+    return info
 
 
 def write(path: Path, info: Mapping[str, TensorInfo], read_one: Callable[[str], Array]) -> None:

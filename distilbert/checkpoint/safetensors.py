@@ -1,14 +1,13 @@
 """safetensors files: a JSON header of names, dtypes, shapes and offsets, then the bytes. Nothing in them can execute.
 
-Format: https://github.com/huggingface/safetensors. The header is checked here, more strictly than the format's own
-library does (no duplicate names, bounded counts); then the library maps the same file and copies tensors out of it.
+Format: https://github.com/huggingface/safetensors. The header is checked more strictly than the format's own library
+does (no duplicate names, bounded counts), and tensors are read from the file that was checked, not mapped: a file that
+is cut short later cannot end the process.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,13 +15,13 @@ from typing import Any, cast
 
 from distilbert.checkpoint import safely
 from distilbert.checkpoint.tensors import (
-    DTYPES,
     MAX_RANK,
     MAX_TENSORS,
     Array,
     StoredTensors,
     TensorInfo,
     raw_bytes,
+    read_array,
 )
 from distilbert.errors import CheckpointError
 
@@ -41,47 +40,39 @@ def read(path: Path) -> StoredTensors:
     Raises:
         CheckpointError: anything about the file that is not as the format has it.
     """
-    info, metadata = _read_header(path)
-
-    @functools.cache
-    def opened() -> Any:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            return safe_open(os.path.realpath(path), framework="numpy").__enter__()
-        except SafetensorError as error:
-            raise CheckpointError(path, "HeaderInvalid", str(error)) from None
-
-    return StoredTensors(info, lambda name: opened().get_tensor(name), metadata)
-
-
-def _read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    with safely.open_checked(path) as file:
-        file_size = os.fstat(file.fileno()).st_size
-        start = file.read(64)
-        length = int.from_bytes(start[:8], "little")
-        if start[8:9] != b"{":
-            raise CheckpointError(path, "BadMagic", f"is not a safetensors file but {safely.what_is(start)}")
-        if length > MAX_HEADER_BYTES:
-            raise CheckpointError(path, "HeaderTooLarge", f"claims a header of {length} bytes")
-        file.seek(8)
-        header = safely.parse_json(safely.read_exactly(path, file, length), path)
-    if len(header) > MAX_TENSORS:
-        raise CheckpointError(path, "ResourceLimit", f"holds {len(header)} tensors, more than {MAX_TENSORS}")
+    file = safely.open_checked(path)
+    file_size = os.fstat(file.fileno()).st_size
+    start = file.read(64)
+    length = int.from_bytes(start[:8], "little")
+    if start[8:9] != b"{":
+        raise CheckpointError(path, "BadMagic", f"is not a safetensors file but {safely.what_is(start)}")
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(path, "HeaderTooLarge", f"claims a header of {length} bytes")
+    file.seek(8)
+    header = safely.parse_json(safely.read_exactly(path, file, length), path)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in cast("dict[str, Any]", metadata).values()):
         raise CheckpointError(path, "HeaderInvalid", "has __metadata__ that is not a map of strings")
-    _check_offsets(path, header, file_size - 8 - length)
-    return {name: _info(path, name, entry) for name, entry in header.items()}, cast("dict[str, str]", metadata)
+    if len(header) > MAX_TENSORS:
+        raise CheckpointError(path, "ResourceLimit", f"holds {len(header)} tensors, more than {MAX_TENSORS}")
+    offsets = {name: _offsets(path, name, entry) for name, entry in header.items()}
+    info = {name: _info(path, name, entry) for name, entry in header.items()}
+    _check_offsets(path, info, offsets, file_size - 8 - length)
+
+    def read_one(name: str) -> Array:
+        return read_array(path, file, 8 + length + offsets[name][0], info[name])
+
+    return StoredTensors(info, read_one, cast("dict[str, str]", metadata))
 
 
-def _check_offsets(path: Path, header: Mapping[str, Any], data_size: int) -> None:
+def _check_offsets(
+    path: Path, info: Mapping[str, TensorInfo], offsets: Mapping[str, tuple[int, int]], data_size: int
+) -> None:
     """The tensors fill the data section in order, without holes or overlaps."""
     position = 0
-    for name, entry in sorted(header.items(), key=lambda item: _offsets(path, *item)):
-        begin, end = _offsets(path, name, entry)
-        size = math.prod(_info(path, name, entry).shape) * DTYPES[_info(path, name, entry).dtype].itemsize
-        if begin != position or end - begin != size:
+    for name in sorted(offsets, key=offsets.__getitem__):
+        begin, end = offsets[name]
+        if begin != position or end - begin != info[name].size:
             raise CheckpointError(path, "OffsetInvalid", f"tensor {name!r} does not lie where its shape says")
         position = end
     if position > data_size:
@@ -116,13 +107,12 @@ def write(path: Path, info: Mapping[str, TensorInfo], read_one: Callable[[str], 
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, entry in info.items():
-        size = math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
         header[name] = {
             "dtype": _CODES[entry.dtype],
             "shape": entry.shape,
-            "data_offsets": [position, position + size],
+            "data_offsets": [position, position + entry.size],
         }
-        position += size
+        position += entry.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     with safely.write_file(path) as temporary, temporary.open("wb") as file:

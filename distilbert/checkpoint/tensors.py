@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from distilbert.errors import CheckpointError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -32,6 +37,11 @@ class TensorInfo:
 
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 class StoredTensors(Mapping[str, Array]):
@@ -69,6 +79,20 @@ def check_dtype(name: str) -> str:
 def is_finite(array: Array) -> bool:
     """Whether no element is NaN or infinite; integers always are finite."""
     return bool(np.isfinite(array).all()) if array.dtype.name in FLOATS else True
+
+
+def read_array(path: str | os.PathLike[str], file: io.BufferedReader, offset: int, info: TensorInfo) -> Array:
+    """The tensor whose bytes, in C order, begin at `offset`: read into its own memory and nowhere else.
+
+    Raises:
+        CheckpointError: Truncated. The caller has checked the size against the file's before.
+    """
+    array = np.empty(info.shape, DTYPES[info.dtype])
+    file.seek(offset)
+    found = file.readinto(array.reshape(-1).view(np.uint8).data)
+    if found != info.size:
+        raise CheckpointError(path, "Truncated", "ends too early; copy or download it again")
+    return array
 
 
 def raw_bytes(array: Array) -> memoryview:

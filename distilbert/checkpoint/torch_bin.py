@@ -23,7 +23,7 @@ from distilbert.checkpoint.tensors import DTYPES, MAX_RANK, MAX_TENSORS, Array, 
 from distilbert.errors import CheckpointError, escape
 
 MAX_PICKLE_BYTES = 16 << 20
-MAX_INSTRUCTIONS = 4_000_000
+MAX_INSTRUCTIONS = 1_000_000  # a tensor takes about 40
 
 
 class _Storage(NamedTuple):
@@ -109,10 +109,10 @@ class _Machine:
             case "EMPTY_TUPLE":
                 self.stack.append(())
             case "TUPLE":
-                self.stack.append(tuple(self._pop_to_mark()))
+                self.stack.append(_tuple(self._pop_to_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 size = int(name[-1])
-                self.stack[-size:] = [tuple(self.stack[-size:])]
+                self.stack[-size:] = [_tuple(self.stack[-size:])]
             case "BINPUT" | "LONG_BINPUT":
                 self.memo[argument] = self.stack[-1]
             case "MEMOIZE":
@@ -150,6 +150,13 @@ class _Machine:
             if key in target:
                 raise _PickleError(f"{key!r} is named twice")
             target[key] = value
+
+
+def _tuple(items: list[Any]) -> tuple[Any, ...]:
+    """A tuple of plain values, or of tuples of those: deeper ones do not occur, and are what bombs are made of."""
+    if any(type(item) is tuple and any(type(inner) is tuple for inner in item) for item in items):
+        raise _PickleError("it nests tuples")
+    return tuple(items)
 
 
 def _find_name(name: str) -> _Name:
