@@ -13,7 +13,6 @@ import io
 import json
 import math
 import os
-import shutil
 import stat
 import uuid
 from collections.abc import Generator
@@ -181,40 +180,13 @@ def write_file(path: Path) -> Generator[Path]:
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:  # named by the file that was asked for, not by the temporary one
         raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def new_folder(path: Path) -> Generator[Path]:
-    """Yield a temporary sibling folder to fill; on success it becomes `path`, on error nothing is left.
-
-    Raises:
-        CheckpointError: DestinationExists when `path` exists and is not an empty folder: nothing is ever overwritten.
-    """
-    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
-        raise CheckpointError(path, "DestinationExists", "exists already; choose a new folder or remove it first")
-    path = Path(os.path.abspath(path))  # noqa: PTH100 - without following links
-    made = [parent for parent in path.parents if not parent.exists()]  # innermost first
-    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for entry in [*temporary.rglob("*"), temporary]:
-            _sync(entry)
-        temporary.replace(path)
-        _sync(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # somebody else may have put something there
-                parent.rmdir()
-        raise
 
 
 def write_json(path: Path, value: Any, *, sort_keys: bool = False) -> None:
@@ -228,7 +200,8 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,0 +1,127 @@
+"""MANIFEST.json: name, size and sha256 of every file that a save wrote, so that a reader can tell them from others.
+
+A bit that flips on a disk, a copy that stops half-way, files of two saves in one folder: none of these shows in the
+files themselves, all of them show here. The digests are those of `sha256sum`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Container, Iterable, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple, TypeVar, cast
+
+from distilbert.checkpoint import safely
+from distilbert.errors import CheckpointError, DistilBertError
+
+MANIFEST_FILE = "MANIFEST.json"
+_VERSION = 1
+_MAX_BYTES = 4 << 20
+_ATTEMPTS = 20  # a folder that is replaced while it is read is read again, this often
+_REMEDY = "restore it, or, if you changed it yourself, run `distilbert verify --accept` on the folder"
+
+Result = TypeVar("Result")
+
+
+class FileDigest(NamedTuple):
+    """What a file must be: its size in bytes and its sha256 in hexadecimal digits."""
+
+    size: int
+    sha256: str
+
+
+Manifest = Mapping[str, FileDigest]  # by path below the folder, parts joined by /
+
+
+def digest(path: Path) -> FileDigest:
+    """Size and sha256 of a file."""
+    with safely.open_checked(path) as file:
+        return FileDigest(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def write(folder: Path, names: Iterable[str], kept: Manifest | None = None) -> None:
+    """Write the manifest of the files `names` of `folder`, and of others whose digests are known."""
+    files = {**(kept or {}), **{name: digest(folder / name) for name in names}}
+    entries = {name: files[name]._asdict() for name in sorted(files)}
+    safely.write_json(folder / MANIFEST_FILE, {"version": _VERSION, "files": entries})
+
+
+def read(folder: Path) -> Manifest | None:
+    """The manifest of `folder`; None when it has none.
+
+    Raises:
+        CheckpointError: it is not one, or of a version that we do not know.
+    """
+    path = folder / MANIFEST_FILE
+    if not os.path.lexists(path):
+        return None
+    values = safely.read_json(path, _MAX_BYTES)
+    if values.get("version") != _VERSION:
+        raise CheckpointError(path, "VersionUnsupported", f"has version {values.get('version')!r}, not {_VERSION}")
+    files = values.get("files")
+    if not isinstance(files, dict):
+        raise CheckpointError(path, "HeaderInvalid", "has no map of files")
+    return {name: _entry(path, name, entry) for name, entry in cast("dict[str, Any]", files).items()}
+
+
+def _entry(path: Path, name: str, entry: Any) -> FileDigest:
+    if not is_below(name):
+        raise CheckpointError(path, "PathEscape", f"lists {name!r}, which lies outside the folder")
+    match entry:
+        case {"size": int(size), "sha256": str(sha256)} if len(sha256) == 64 and size >= 0:
+            return FileDigest(size, sha256)
+        case _:
+            raise CheckpointError(path, "HeaderInvalid", f"describes {name!r} wrongly")
+
+
+def is_below(name: str) -> bool:
+    """Whether `name` is a path below the folder that names it, on every system: relative, no `..`, no drive."""
+    windows, posix = PureWindowsPath(name), PurePosixPath(name)
+    outside = posix.is_absolute() or windows.anchor or ".." in windows.parts
+    return bool(posix.parts) and not outside and "\\" not in name and name.isprintable()
+
+
+def differences(folder: Path, manifest: Manifest, skip: Container[str] = ()) -> list[CheckpointError]:
+    """What is wrong with the files of `folder` that the manifest lists, but for those in `skip`."""
+    found = [_difference(folder / name, wanted) for name, wanted in manifest.items() if name not in skip]
+    return [error for error in found if error is not None]
+
+
+def _difference(path: Path, wanted: FileDigest) -> CheckpointError | None:
+    try:
+        found = digest(path)
+    except CheckpointError as error:
+        if error.kind != "NotFound":
+            return error
+        return CheckpointError(path, "IncompleteSave", f"is missing, though {MANIFEST_FILE} lists it; {_REMEDY}")
+    if found.size != wanted.size:
+        detail = f"has {found.size} bytes, not the {wanted.size} that {MANIFEST_FILE} lists; {_REMEDY}"
+        return CheckpointError(path, "IntegrityMismatch", detail)
+    if found.sha256 != wanted.sha256.lower():
+        return CheckpointError(path, "IntegrityMismatch", f"has other bytes than {MANIFEST_FILE} lists; {_REMEDY}")
+    return None
+
+
+def read_whole(folder: Path, read_files: Callable[[], Result], skip: Container[str] = ()) -> Result:
+    """What `read_files` reads from `folder`, whose files are those of one save: the one that the manifest lists.
+
+    A folder that another process replaces meanwhile is read again. Without a manifest nothing is checked.
+
+    Raises:
+        CheckpointError: IntegrityMismatch or IncompleteSave, or what `read_files` raises.
+    """
+    for _ in range(_ATTEMPTS):
+        before = read(folder)
+        try:
+            result = read_files()
+            wrong = differences(folder, before, skip) if before is not None else []
+            if wrong:
+                raise wrong[0]
+        except DistilBertError:
+            if read(folder) == before:
+                raise
+        else:
+            if read(folder) == before:
+                return result
+    raise CheckpointError(folder, "IncompleteSave", "is replaced faster than it can be read; wait for its writer")
