@@ -17,6 +17,7 @@ import numpy as np
 from conformance.cases import DTYPES, Case, cases
 from conformance.comparison import TOLERANCES, expected
 from distilbert.checkpoint import safely, safetensors
+from distilbert.checkpoint.publishing import new_folder
 from distilbert.checkpoint.saving import save_checkpoint
 from distilbert.checkpoint.tensors import TensorInfo
 
@@ -39,7 +40,7 @@ def write(folder: Path, progress: Callable[[int, int], None] = lambda _done, _al
     """
     chosen = [case for case in cases() if case.dtype == "float64"]
     entries: list[dict[str, Any]] = []
-    with safely.new_folder(folder) as temporary:
+    with new_folder(folder) as temporary:
         for done, case in enumerate(chosen, start=1):
             entries.append(_write_case(temporary, case))
             progress(done, len(chosen))

@@ -8,6 +8,7 @@ exactly; nothing here parses or guesses.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -32,6 +33,7 @@ class Module:
     kind: Kind
     shape: tuple[Size, ...]
     bert: str = ""  # in BERT checkpoints; "" where BERT has no such module
+    other_bias: str = ""  # another name of the bias there, without a leaf
     tf_weight: str = ""  # leaf name in TensorFlow files where it breaks their own rule
 
     @property
@@ -41,7 +43,7 @@ class Module:
 
 
 EMBEDDINGS = (
-    Module("distilbert.embeddings.word_embeddings", "embedding", ("vocab_size", "dim"), "embeddings.word_embeddings", "weight"),
+    Module("distilbert.embeddings.word_embeddings", "embedding", ("vocab_size", "dim"), "embeddings.word_embeddings", tf_weight="weight"),
     Module("distilbert.embeddings.position_embeddings", "embedding", ("max_position_embeddings", "dim"), "embeddings.position_embeddings"),
     Module("distilbert.embeddings.LayerNorm", "norm", ("dim",), "embeddings.LayerNorm"),
 )  # fmt: skip
@@ -56,13 +58,18 @@ BLOCK = (  # * is the number of the layer
     Module("distilbert.transformer.layer.*.output_layer_norm", "norm", ("dim",), "encoder.layer.*.output.LayerNorm"),
 )  # fmt: skip
 ABOVE = (
-    Module("vocab_transform", "dense", ("dim", "dim")),
-    Module("vocab_layer_norm", "norm", ("dim",)),
-    Module("vocab_projector", "dense", ("vocab_size", "dim")),
+    Module("vocab_transform", "dense", ("dim", "dim"), "cls.predictions.transform.dense"),
+    Module("vocab_layer_norm", "norm", ("dim",), "cls.predictions.transform.LayerNorm"),
+    Module("vocab_projector", "dense", ("vocab_size", "dim"), "cls.predictions.decoder", other_bias="cls.predictions.bias"),
     Module("pre_classifier", "dense", ("dim", "dim")),
-    Module("classifier", "dense", ("num_labels", "dim")),
-    Module("qa_outputs", "dense", (2, "dim")),
-)
+    Module("classifier", "dense", ("num_labels", "dim"), "classifier"),
+    Module("qa_outputs", "dense", (2, "dim"), "qa_outputs"),
+)  # fmt: skip
+BERT_ONLY = {  # what BERT has and DistilBERT does not, and what becomes of it
+    Module("distilbert.embeddings.token_type_embeddings", "embedding", (2, "dim"), "embeddings.token_type_embeddings"): "row 0 is folded into the position table",
+    Module("distilbert.pooler.dense", "dense", ("dim", "dim"), "pooler.dense"): "DistilBERT has no pooler",
+    Module("seq_relationship", "dense", (2, "dim"), "cls.seq_relationship"): "next-sentence head",
+}  # fmt: skip
 
 WORD_EMBEDDINGS = f"{EMBEDDINGS[0].name}.weight"
 POSITION_EMBEDDINGS = f"{EMBEDDINGS[1].name}.weight"
@@ -116,6 +123,8 @@ class Layout:
     column: Literal["name", "bert"] = "name"  # the column of the table that holds this layout's names
     prefixes: tuple[str, ...] = (BASE, "")  # what may stand before the encoder's modules; the first is written
     headless_prefix: str = BASE  # what is written there in a checkpoint without a head
+    keras2: bool = False  # the reference's TensorFlow files, which break their own rule in one leaf
+    roots: Mapping[str, str] = field(default_factory=dict[str, str])  # beginnings of module names that it spells anew
 
 
 _TRANSPOSED = (1, 0)
@@ -142,50 +151,16 @@ _FLAX: dict[tuple[Kind, Leaf], Spelling] = {
 }
 
 PT = Layout("pt", _SAME)
-TF = Layout("tf", _KERAS, separator="/", layer="layer_._", suffix=":0")
+TF = Layout("tf", _KERAS, separator="/", layer="layer_._", suffix=":0", keras2=True)
 FLAX = Layout("flax", _FLAX, headless_prefix="")
-BERT = Layout("bert", _SAME, column="bert", prefixes=("bert.", ""))
 KERAS = Layout("keras", _KERAS)  # attributes of distilbert.tf's modules, which are named as in PyTorch
 DIALECTS = {layout.name: layout for layout in (PT, TF, FLAX)}  # by the `format` that a safetensors file names
-
-
-def _with_and_without(prefix: str, reasons: Mapping[str, str]) -> dict[str, str]:
-    return {start + name: why for name, why in reasons.items() for start in ("", prefix)}
-
-
-# Tensors that a checkpoint of a layout may hold beside the weights, by exact name, and why they are not needed.
-_BUFFER = {"embeddings.position_ids": "a buffer, not a weight"}
-TOKEN_TYPE_EMBEDDINGS = "embeddings.token_type_embeddings.weight"  # noqa: S105 - a tensor's name
-NOT_WEIGHTS: dict[str, dict[str, str]] = {
-    PT.name: _with_and_without(BASE, _BUFFER),
-    TF.name: {},
-    FLAX.name: {},
-    BERT.name: _with_and_without(
-        "bert.",
-        {
-            **_BUFFER,
-            TOKEN_TYPE_EMBEDDINGS: "row 0 is folded into the position table",
-            "pooler.dense.weight": "DistilBERT has no pooler",
-            "pooler.dense.bias": "DistilBERT has no pooler",
-        },
+_TF_ROOTS = {"cls.predictions": "mlm___cls.predictions", "cls.seq_relationship": "nsp___cls.seq_relationship"}
+BERT = {  # BERT checkpoints, by the name of the dialect
+    name: dataclasses.replace(
+        layout, name=f"bert-{name}", column="bert", prefixes=("bert.", ""), roots=_TF_ROOTS if layout is TF else {}
     )
-    | dict.fromkeys(("cls.seq_relationship.weight", "cls.seq_relationship.bias"), "next-sentence head")
-    | dict.fromkeys(("classifier.weight", "classifier.bias"), "a task head; only the encoder is converted")
-    | dict.fromkeys(("qa_outputs.weight", "qa_outputs.bias"), "a task head; only the encoder is converted")
-    | dict.fromkeys(
-        (
-            "cls.predictions.bias",
-            "cls.predictions.decoder.weight",
-            "cls.predictions.decoder.bias",
-            "cls.predictions.transform.dense.weight",
-            "cls.predictions.transform.dense.bias",
-            "cls.predictions.transform.LayerNorm.weight",
-            "cls.predictions.transform.LayerNorm.bias",
-            "cls.predictions.transform.LayerNorm.gamma",
-            "cls.predictions.transform.LayerNorm.beta",
-        ),
-        "masked-LM head; only the encoder is converted",
-    ),
+    for name, layout in DIALECTS.items()
 }
 _OLD_NORM_LEAVES: dict[Leaf, str] = {"weight": "gamma", "bias": "beta"}
 
@@ -211,14 +186,14 @@ class TensorSpec:
 
     def spelling(self, layout: Layout) -> Spelling:
         """Leaf name and axes in `layout`."""
-        if layout is TF and self.leaf == "weight" and self.module.tf_weight:
+        if layout.keras2 and self.leaf == "weight" and self.module.tf_weight:
             return Spelling(self.module.tf_weight)
         return layout.leaves[self.module.kind, self.leaf]
 
     def stored_name(self, layout: Layout, *, headless: bool = False) -> str:
         """The name under which a checkpoint of `layout` holds this tensor; `headless` when it has no head."""
         prefix = layout.headless_prefix if headless else layout.prefixes[0]
-        return self._path(layout, prefix, self.spelling(layout).name)
+        return self._path(layout, prefix, f"{getattr(self.module, layout.column)}.{self.spelling(layout).name}")
 
     def accepted_names(self, layout: Layout) -> Iterator[str]:
         """Every name under which a checkpoint may hold it: with and without the prefix, old norm names too."""
@@ -229,7 +204,9 @@ class TensorSpec:
             leaves.append(_OLD_NORM_LEAVES[self.leaf])
         for leaf in leaves:
             for prefix in layout.prefixes if self.in_encoder else ("",):
-                yield self._path(layout, prefix, leaf)
+                yield self._path(layout, prefix, f"{getattr(self.module, layout.column)}.{leaf}")
+        if layout.column == "bert" and self.leaf == "bias" and self.module.other_bias:
+            yield self._path(layout, "", self.module.other_bias)
 
     @property
     def is_kernel(self) -> bool:
@@ -241,10 +218,12 @@ class TensorSpec:
         """Whether the tensor is the encoder's, not a head's."""
         return self.module.name.startswith(BASE)
 
-    def _path(self, layout: Layout, prefix: str, leaf: str) -> str:
-        """The full name: prefix (before the encoder's modules only), module, leaf, as the layout joins them."""
-        module: str = getattr(self.module, layout.column)
-        path = f"{prefix if self.in_encoder else ''}{module.removeprefix(BASE)}.{leaf}".replace(".", layout.separator)
+    def _path(self, layout: Layout, prefix: str, name: str) -> str:
+        """The full name: prefix (before the encoder's modules only), module and leaf, as the layout joins them."""
+        name = name.removeprefix(BASE)
+        for root, own in layout.roots.items():
+            name = own + name.removeprefix(root) if name.startswith(root) else name
+        path = f"{prefix if self.in_encoder else ''}{name}".replace(".", layout.separator)
         return path.replace(f"layer{layout.separator}*", f"{layout.layer}{self.layer}") + layout.suffix
 
     def stored_shape(self, layout: Layout) -> tuple[int, ...]:
@@ -302,6 +281,23 @@ def _shape(
     known = {"attention_dim": heads * config.head_dim, **sizes}
     shape = tuple(s if isinstance(s, int) else known.get(s) or int(getattr(config, s)) for s in module.shape)
     return shape if leaf == "weight" else shape[:1]
+
+
+def token_types(config: DistilBertConfig) -> TensorSpec:
+    """BERT's token-type table."""
+    module = next(iter(BERT_ONLY))
+    return TensorSpec(module, "weight", None, _shape(module, "weight", None, config, {}))
+
+
+def not_weights(layout: Layout) -> dict[str, str]:
+    """Tensors that a checkpoint of the layout may hold beside the weights, by exact name, and why they are not needed."""
+    found: dict[str, str] = {}
+    if layout.leaves is _SAME:
+        found |= {f"{prefix}embeddings.position_ids": "a buffer, not a weight" for prefix in layout.prefixes}
+    for module, why in BERT_ONLY.items() if layout.column == "bert" else ():
+        for leaf in module.leaves:
+            found |= dict.fromkeys(TensorSpec(module, leaf, None, ()).accepted_names(layout), why)
+    return found
 
 
 def h5_paths(spec: TensorSpec, head: str) -> list[str]:

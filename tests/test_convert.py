@@ -223,7 +223,7 @@ def test_the_task_head_of_a_bert_is_listed(bert_folder, tmp_path):
     tensors = bert_tensors("bert.") | {"classifier.weight": np.zeros((2, 32), np.float32)}
     save_file(tensors, folder / "model.safetensors")
     done = convert(folder, tmp_path / "out", to="safetensors")
-    assert done.report.skipped["classifier.weight"] == "a task head; only the encoder is converted"
+    assert done.report.skipped["classifier.weight"] == "another class's head"
 
 
 def test_a_failed_conversion_leaves_no_folders(bert_folder, tmp_path):

@@ -21,6 +21,7 @@ from distilbert import weight_map
 from distilbert.checkpoint import hdf5, msgpack, safely, safetensors, torch_bin
 from distilbert.checkpoint.folder import FORMATS, WRITABLE
 from distilbert.checkpoint.loading import open_checkpoint
+from distilbert.checkpoint.publishing import new_folder
 from distilbert.checkpoint.tensors import TensorInfo
 from distilbert.config import DistilBertConfig
 from distilbert.errors import CheckpointError
@@ -413,14 +414,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError), safely.new_folder(tmp_path / "out") as folder:
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "out") as folder:
         (folder / "half").write_text("x")
         raise RuntimeError
     assert not list(tmp_path.iterdir())
-    with safely.new_folder(tmp_path / "out") as folder:
+    with new_folder(tmp_path / "out") as folder:
         (folder / "whole").write_text("x")
     assert (tmp_path / "out" / "whole").read_text() == "x"
-    with pytest.raises(CheckpointError, match="exists already"), safely.new_folder(tmp_path / "out"):
+    with pytest.raises(CheckpointError, match="exists already"), new_folder(tmp_path / "out"):
         pass
 
 
@@ -428,14 +429,13 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
 def test_the_weight_map_is_a_bijection_in_every_layout(head):
     config = DistilBertConfig(n_layers=3, num_labels=5)
     specs = weight_map.tensor_specs(config, head)
-    for layout in (weight_map.PT, weight_map.TF, weight_map.FLAX, weight_map.BERT, weight_map.KERAS):
-        usable = [s for s in specs.values() if layout is not weight_map.BERT or s.module.bert]
+    for layout in (weight_map.PT, weight_map.TF, weight_map.FLAX, weight_map.KERAS, *weight_map.BERT.values()):
+        bert = layout in weight_map.BERT.values()
+        usable = [s for s in specs.values() if not bert or s.module.bert]
         names = [name for spec in usable for name in spec.accepted_names(layout)]
         assert len(names) == len(set(names)), layout.name
         for spec in usable:
-            assert {spec.stored_name(layout), spec.stored_name(layout, headless=True)} <= set(
-                names
-            ) or layout is weight_map.BERT
+            assert bert or {spec.stored_name(layout), spec.stored_name(layout, headless=True)} <= set(names)
             array = np.random.default_rng(0).normal(size=tuple(min(n, 7) for n in spec.shape))
             turned = spec.to_layout(array, layout)
             assert np.array_equal(spec.from_layout(turned, layout), array)

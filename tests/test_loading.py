@@ -10,6 +10,7 @@ from conformance import cases
 from distilbert.backends import load_backend
 from distilbert.checkpoint.folder import FORMATS, WRITABLE
 from distilbert.checkpoint.loading import find_head, open_checkpoint
+from distilbert.checkpoint.manifest import MANIFEST_FILE
 from distilbert.checkpoint.saving import save_checkpoint
 from distilbert.config import DistilBertConfig, PoolingConfig
 from distilbert.errors import CheckpointError, ConfigError
@@ -24,12 +25,15 @@ WORDS = "distilbert.embeddings.word_embeddings.weight"
 
 @pytest.fixture
 def folder(tmp_path):
+    """A checkpoint as others leave it: without a manifest, so that tests can change it."""
     save_checkpoint(tmp_path / "model", "safetensors", "DistilBertModel", CONFIG, cases.weights())
+    (tmp_path / "model" / MANIFEST_FILE).unlink()
     return tmp_path / "model"
 
 
 def edit(folder, change):
     """Rewrite the tensors of a safetensors folder."""
+    (folder / MANIFEST_FILE).unlink(missing_ok=True)
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -157,6 +161,7 @@ def test_embeddings_stored_twice_must_agree(tmp_path):
     head = "DistilBertForMaskedLM"
     save_checkpoint(tmp_path, "tf-h5", head, CONFIG, initial_weights(CONFIG, head))
     assert len(open_checkpoint(tmp_path, head).report.loaded) == 41
+    (tmp_path / MANIFEST_FILE).unlink()
     with h5py.File(tmp_path / "tf_model.h5", "a") as file:
         file["vocab_projector/tf_distil_bert_for_masked_lm/distilbert/embeddings/word_embeddings/weight:0"][0, 0] = 5
     assert "twice with different numbers" in refused(tmp_path, head).detail

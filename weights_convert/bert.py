@@ -1,15 +1,16 @@
-"""BERT as a source: its encoder, exactly, as a DistilBERT of the same depth and width.
+"""BERT as a source: its encoder, and the heads that DistilBERT computes alike, exactly.
 
 BERT adds a token-type row to every token; with one segment that is always row 0, so adding row 0 to every row of the
-position table leaves the embedding unchanged (Sanh et al. 2019 drop it instead). The rest is a change of names. What
-DistilBERT has no place for (pooler, heads, token type 1) is listed in the report.
+position table leaves the embedding unchanged (Sanh et al. 2019 drop it instead). The rest is a change of names: the
+encoder's, and those of masked LM, token classification and question answering. What DistilBERT has no place for (the
+pooler and what stands on it, token type 1) is listed in the report.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -34,6 +35,13 @@ _FIELDS = {
     "id2label": "id2label",
     "label2id": "label2id",
     "problem_type": "problem_type",
+    "tie_word_embeddings": "tie_word_embeddings",
+}
+_HEADS = {  # of the classes that compute the same; others keep the encoder only
+    "BertForMaskedLM": "DistilBertForMaskedLM",
+    "BertForPreTraining": "DistilBertForMaskedLM",
+    "BertForTokenClassification": "DistilBertForTokenClassification",
+    "BertForQuestionAnswering": "DistilBertForQuestionAnswering",
 }
 # What must hold of a BERT for DistilBERT's equations to be its own, with BERT's default.
 _REQUIRED = {
@@ -59,12 +67,24 @@ def config_from_bert(values: Mapping[str, Any]) -> DistilBertConfig:
     return DistilBertConfig.from_dict(fields)
 
 
-class BertCheckpoint(Checkpoint):
-    """A BERT encoder read as DistilBERT: canonical names, token-type row 0 folded into the positions."""
+def find_bert_head(values: Mapping[str, Any]) -> str:
+    """The class for a BERT of this config.json: that of its head where DistilBERT has the same, else the encoder's."""
+    named = values.get("architectures")
+    for name in cast("list[Any]", named) if isinstance(named, list) else []:
+        plain = str(name).removeprefix("TF").removeprefix("Flax")
+        if plain in _HEADS:
+            return _HEADS[plain]
+    return "DistilBertModel"
 
-    def __init__(self, folder: Path, config: DistilBertConfig, *, dtype: str | None = None) -> None:
-        super().__init__(folder, config, "DistilBertModel", layout=weight_map.BERT, dtype=dtype)
-        self._token_types = self._find_token_types()
+
+class BertCheckpoint(Checkpoint):
+    """A BERT read as DistilBERT: canonical names, token-type row 0 folded into the positions."""
+
+    def __init__(self, folder: Path, config: DistilBertConfig, head: str, *, dtype: str | None = None) -> None:
+        super().__init__(folder, config, head, bert=True, dtype=dtype)
+        accepted = {*weight_map.token_types(config).accepted_names(self.layout)}
+        self._token_types = [stored for stored, plain in self._plain_names.items() if plain in accepted]
+        self._check_token_types()
 
     def __getitem__(self, name: str) -> Array:
         array = super().__getitem__(name)
@@ -73,25 +93,22 @@ class BertCheckpoint(Checkpoint):
         folded = self._read(name).astype(np.float64) + self._token_type_row().astype(np.float64)
         return folded.astype(array.dtype)
 
-    def _find_token_types(self) -> str:
-        """The stored name of the token-type table, whose row 0 must fit."""
-        for prefix in ("", "bert."):
-            name = prefix + weight_map.TOKEN_TYPE_EMBEDDINGS
-            if name in self._stored.info:
-                info = self._stored.info[name]
-                if (
-                    len(info.shape) != 2
-                    or not info.shape[0]
-                    or info.shape[1] != self.config.dim
-                    or info.dtype not in FLOATS
-                ):
-                    detail = f"{name!r} has shape {info.shape}, must have (at least 1, {self.config.dim})"
-                    raise CheckpointError(self.path, "ShapeMismatch", detail)
-                return name
-        raise CheckpointError(self.path, "MissingTensor", f"lacks {weight_map.TOKEN_TYPE_EMBEDDINGS}")
+    def _check_token_types(self) -> None:
+        """There is a token-type table, and its row 0 fits."""
+        if not self._token_types:
+            raise CheckpointError(self.path, "MissingTensor", "lacks the embeddings of token types")
+        for name in self._token_types:
+            info = self._stored.info[name]
+            fits = len(info.shape) == 2 and info.shape[0] > 0 and info.shape[1] == self.config.dim
+            if not fits or info.dtype not in FLOATS:
+                detail = f"{name!r} has shape {info.shape}, must have (at least 1, {self.config.dim})"
+                raise CheckpointError(self.path, "ShapeMismatch", detail)
 
     def _token_type_row(self) -> Array:
-        row = self._stored[self._token_types][0]
+        row, *others = (self._stored[name][0] for name in self._token_types)
         if not is_finite(row):
-            raise CheckpointError(self.path, "NonFinite", f"holds NaN or infinity in {self._token_types!r}")
+            raise CheckpointError(self.path, "NonFinite", f"holds NaN or infinity in {self._token_types[0]!r}")
+        if any(other.tobytes() != row.tobytes() for other in others):
+            detail = f"holds {self._token_types[0]!r} twice with different numbers"
+            raise CheckpointError(self.path, "DuplicateName", detail)
         return row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,16 @@ from typing import Any
 from distilbert.checkpoint import safely
 from distilbert.checkpoint.folder import check_format, find_weights
 from distilbert.checkpoint.loading import Checkpoint, LoadReport, find_head
-from distilbert.checkpoint.saving import save_checkpoint
+from distilbert.checkpoint.manifest import MANIFEST_FILE, read_whole
+from distilbert.checkpoint.publishing import new_folder
+from distilbert.checkpoint.saving import write_checkpoint
 from distilbert.checkpoint.sentence_transformers import is_sentence_folder, read_pooling
 from distilbert.checkpoint.tensors import check_dtype
-from distilbert.config import CONFIG_FILE, MAX_CONFIG_BYTES, DistilBertConfig
+from distilbert.config import CONFIG_FILE, MAX_CONFIG_BYTES, DistilBertConfig, PoolingConfig
 from distilbert.errors import CheckpointError, ConfigError
-from distilbert.tokenization.fast import FILES as TOKENIZER_FILES
-from distilbert.tokenization.fast import OPTIONS_FILE
-from weights_convert.bert import BertCheckpoint, config_from_bert
+from distilbert.tokenization import OPTIONS_FILE, TOKENIZER_FILES
+from weights_convert.bert import BertCheckpoint, config_from_bert, find_bert_head
+from weights_convert.student import Student
 
 _COPIED = (*TOKENIZER_FILES, "config_sentence_transformers.json")
 _MAX_COPIED_BYTES = 128 << 20
@@ -40,6 +42,9 @@ def convert(
     *,
     to: str,
     dtype: str | None = None,
+    layers: Sequence[int] | None = None,
+    shard_size: int | None = None,
+    verify: Callable[[Path, Path], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
     """Write the DistilBERT or BERT checkpoint in `source` as a new folder `destination`.
@@ -47,32 +52,42 @@ def convert(
     Args:
         source: a folder with config.json and weights in any format that we read.
         destination: a folder that does not exist yet, or is empty.
-        to: "safetensors", "tf-h5" or "flax-msgpack".
+        to: one of `distilbert.checkpoint.folder.WRITABLE`.
         dtype: of the new weights; default as stored.
+        layers: of the source, counted from 0, that the new model keeps; default all.
+        shard_size: bytes above which the weights are split into several files with an index.
+        verify: called with (source, new folder) before the new folder is in place; what it raises, nothing is written.
         progress: called with (tensors done, tensors in all).
 
     Raises:
-        CheckpointError, ConfigError: nothing was written.
+        CheckpointError, ConfigError, ValueError: nothing was written.
     """
     source, destination = Path(source), Path(destination)
-    check_format(to)
+    check_format(to).check_shard_size(shard_size)
     if dtype is not None:
         check_dtype(dtype)
     safely.check_folder(source)
     if destination.resolve().is_relative_to(source.resolve()):
         raise CheckpointError(destination, "DestinationExists", f"lies in the source folder {source}; choose another")
-    encoder, pooling = read_pooling(source)
-    checkpoint = open_source(encoder, dtype=dtype)
+
+    def read_files() -> tuple[Path, PoolingConfig, Checkpoint]:
+        encoder, pooling = read_pooling(source)
+        return encoder, pooling, open_source(encoder, dtype=dtype)
+
+    encoder, pooling, checkpoint = read_whole(source, read_files)
+    weights = checkpoint if layers is None else Student(checkpoint, layers)
     if progress is not None:
-        checkpoint.on_read(progress)
-    with safely.new_folder(destination) as folder:
+        weights.on_read(progress)
+    with new_folder(destination) as folder:
         settings = pooling if is_sentence_folder(source) else None
-        save_checkpoint(folder, to, checkpoint.head, checkpoint.config, checkpoint, settings)
+        write_checkpoint(folder, to, weights.head, weights.config, weights, settings, shard_size=shard_size)
         _copy_other_files(encoder, folder)
         if encoder != source:
             _copy_other_files(source, folder)
+        if verify is not None:
+            verify(source, folder)
         files = tuple(sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()))
-    return Conversion(checkpoint.head, checkpoint.report, files)
+    return Conversion(weights.head, weights.report, (*files, MANIFEST_FILE))
 
 
 def open_source(folder: Path, *, dtype: str | None = None) -> Checkpoint:
@@ -81,7 +96,7 @@ def open_source(folder: Path, *, dtype: str | None = None) -> Checkpoint:
     values = safely.read_json(folder / CONFIG_FILE, MAX_CONFIG_BYTES)
     try:
         if values.get("model_type") == "bert":
-            return BertCheckpoint(folder, config_from_bert(values), dtype=dtype)
+            return BertCheckpoint(folder, config_from_bert(values), find_bert_head(values), dtype=dtype)
         config = DistilBertConfig.from_dict(values)
     except ConfigError as error:
         raise ConfigError(f"{folder / CONFIG_FILE}: {error}") from None

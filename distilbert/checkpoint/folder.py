@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple, cast
 
-from distilbert.checkpoint import hdf5, msgpack, safely, safetensors, torch_bin
+from distilbert.checkpoint import hdf5, msgpack, safely, safetensors, sharding, torch_bin
 from distilbert.checkpoint.tensors import Array, StoredTensors, TensorInfo
 from distilbert.config import DistilBertConfig
 from distilbert.errors import CheckpointError
@@ -25,6 +26,11 @@ class Format:
     layout: Layout
     writable: bool = True
 
+    @property
+    def index(self) -> str:
+        """The file that stands for `file` in a folder whose checkpoint has several parts."""
+        return sharding.index_file(self.file)
+
     def stored_names(self, spec: TensorSpec, head: str, *, headless: bool) -> list[str]:
         """Every name under which a file of this format holds the tensor."""
         return h5_paths(spec, head) if self.module is hdf5 else [spec.stored_name(self.layout, headless=headless)]
@@ -34,8 +40,23 @@ class Format:
         return "float32" if self.module is hdf5 and dtype == "bfloat16" else dtype
 
     def plain_name(self, stored: str) -> str:
-        """A stored name as its layout spells it."""
+        """A name stored in a whole file as its layout spells it."""
         return from_h5_path(stored) if self.module is hdf5 else stored
+
+    def from_index(self, key: str) -> str:
+        """The name that a shard stores for a key of its index, which is also how the layout spells it."""
+        if self.module is hdf5:
+            return key.split("/", 1)[-1]  # without the model's name
+        return key.replace("/", ".") if self.module is msgpack else key
+
+    def check_shard_size(self, shard_size: int | None) -> None:
+        """Refuse shards of a format whose layout has none that other readers would read.
+
+        Raises:
+            ValueError: the format is written whole.
+        """
+        if shard_size is not None and self.module is hdf5:
+            raise ValueError(f"a {self.file} is written whole; leave the shard size out.")
 
 
 FORMATS = {
@@ -50,25 +71,57 @@ FORMATS = {
 WRITABLE = [entry.name for entry in FORMATS.values() if entry.writable]
 
 
-def find_weights(folder: Path) -> Format:
-    """The format in which `folder` holds its weights.
+class Weights(NamedTuple):
+    """The weights in a folder: their file or index, format and layout, the tensors, and their names in the layout."""
+
+    path: Path
+    format: Format
+    layout: Layout
+    stored: StoredTensors
+    plain_names: dict[str, str]
+
+
+def find_weights(folder: Path) -> tuple[Format, Path]:
+    """The format in which `folder` holds its weights, and the file or index.
 
     Raises:
         CheckpointError: NotFound when there is no such folder, or no file of a known name in it.
     """
     safely.check_folder(folder)
     for entry in FORMATS.values():
-        if os.path.lexists(folder / entry.file):
-            return entry
+        for name in (entry.file, entry.index):
+            if os.path.lexists(folder / name):
+                return entry, folder / name
     names = ", ".join(entry.file for entry in FORMATS.values())
-    raise CheckpointError(folder, "NotFound", f"holds no weights (none of {names})")
+    raise CheckpointError(folder, "NotFound", f"holds no weights (none of {names}, whole or with an index of parts)")
 
 
-def open_weights(folder: Path) -> tuple[Format, Layout, StoredTensors]:
+def open_weights(folder: Path) -> Weights:
     """The tensors of `folder` by stored name, unread, with the layout that names them."""
-    found = find_weights(folder)
-    stored = found.module.read(folder / found.file)
-    return found, DIALECTS.get(stored.metadata.get("format", ""), found.layout), stored
+    found, path = find_weights(folder)
+    if path.name == found.index:
+        stored = sharding.read(path, found.file, cast("sharding.FileModule", found.module), found.from_index)
+        plain_names = {name: name for name in stored.info}
+    else:
+        stored = found.module.read(path)
+        plain_names = {name: found.plain_name(name) for name in stored.info}
+    return Weights(path, found, DIALECTS.get(stored.metadata.get("format", ""), found.layout), stored, plain_names)
+
+
+def weight_files(folder: Path, name: str) -> set[str]:
+    """The files in `folder` that are, or are parts of, weights in the format of that name.
+
+    Raises:
+        CheckpointError: it holds weights in another format, which a save in this one would contradict.
+    """
+    present = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set[str]()
+    for other in FORMATS.values():
+        both = present & {other.file, other.index}
+        if other.name != name and both:
+            detail = f"holds {both.pop()}; two weight files in a folder could disagree, choose another folder"
+            raise CheckpointError(folder, "DestinationExists", detail)
+    file = FORMATS[name].file
+    return {one for one in present if one == file or sharding.is_part(one, file)}
 
 
 def write_weights(
@@ -78,17 +131,14 @@ def write_weights(
     specs: Mapping[str, TensorSpec],
     dtypes: Mapping[str, str],
     read_one: Callable[[str], Array],
-) -> Path:
+    shard_size: int | None = None,
+) -> None:
     """Write the canonical tensors `specs` of the class `head` into `folder`, one at a time, all or nothing.
 
     Raises:
-        CheckpointError: the format is unknown, or the folder holds weights in another format.
+        CheckpointError: the format is unknown.
     """
     target = check_format(format)
-    for other in FORMATS.values():
-        if other is not target and os.path.lexists(folder / other.file):
-            detail = f"holds {other.file}; two weight files in a folder could disagree, choose another folder"
-            raise CheckpointError(folder, "DestinationExists", detail)
     headless = all(spec.in_encoder for spec in specs.values())
     sources = {stored: spec for spec in specs.values() for stored in target.stored_names(spec, head, headless=headless)}
     info = {
@@ -100,8 +150,8 @@ def write_weights(
         spec = sources[stored]
         return spec.to_layout(read_one(spec.name), target.layout)
 
-    target.module.write(folder / target.file, info, read_stored)
-    return folder / target.file
+    module = cast("sharding.FileModule", target.module)
+    sharding.write(folder, target.file, module, info, read_stored, shard_size)
 
 
 def check_format(name: str) -> Format:

@@ -8,6 +8,7 @@ with a reason, and the report lists what each of them did.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import warnings
 import zlib
@@ -21,12 +22,14 @@ import numpy as np
 from distilbert import weight_map
 from distilbert.checkpoint.folder import find_weights, open_weights
 from distilbert.checkpoint.hub import find_folder
+from distilbert.checkpoint.manifest import read_whole
 from distilbert.checkpoint.sentence_transformers import read_pooling
-from distilbert.checkpoint.tensors import DTYPES, FLOATS, Array, is_finite, raw_bytes
+from distilbert.checkpoint.tensors import DTYPES, FLOATS, Array, LazyWeights, is_finite, raw_bytes
 from distilbert.config import DistilBertConfig
 from distilbert.errors import CheckpointError, Kind
 from distilbert.initialization import initial_tensor
 from distilbert.positions import sinusoidal_table
+from distilbert.tokenization import TOKENIZER_FILES
 from distilbert.weight_map import Layout, TensorSpec
 
 LABEL_FIELDS = ("num_labels", "id2label")  # an override of these asks for a head of its own
@@ -73,7 +76,7 @@ class _Plan:
     missing: list[str]  # canonical
 
 
-class Checkpoint(Mapping[str, Array]):
+class Checkpoint(LazyWeights):
     """The tensors of one class in canonical form, checked from the header, read one at a time by indexing."""
 
     def __init__(
@@ -82,21 +85,21 @@ class Checkpoint(Mapping[str, Array]):
         config: DistilBertConfig,
         head: str,
         *,
-        layout: Layout | None = None,
+        bert: bool = False,
         dtype: str | None = None,
         strict: bool = True,
         new_head: bool = False,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        found, detected, self._stored = open_weights(folder)
-        self.path, self.layout = folder / found.file, layout or detected
+        found = open_weights(folder)
+        self.path, self._stored, self._plain_names = found.path, found.stored, found.plain_names
+        self.layout = weight_map.BERT[found.layout.name] if bert else found.layout
         self.config, self.head, self.settings = config, head, dict(settings or {})
         self.specs = weight_map.tensor_specs(config, head)
         self._dtype = dtype
         self._progress: Callable[[int, int], None] | None = None
         self._read_names: set[str] = set()
-        plain_names = {name: found.plain_name(name) for name in self._stored.info}
-        self._plan = _make_plan(plain_names, self.layout, config, head, new_head=new_head)
+        self._plan = _make_plan(self._plain_names, self.layout, config, head, new_head=new_head)
         if new_head:
             self._replace_misshapen_head()
         self._refuse_misfits(self._plan.unexpected if strict else [])
@@ -135,14 +138,16 @@ class Checkpoint(Mapping[str, Array]):
     def _read(self, name: str) -> Array:
         """The canonical array as stored: finite, and equal in every place where the file holds it."""
         spec, (first, *others) = self.specs[name], self._plan.sources[name]
-        array = spec.from_layout(self._stored[first], self.layout)
+        duplicates = {_digest(self._stored[other]) for other in others}  # first, so that one array is held at a time
+        twin = _digest(self._read(weight_map.WORD_EMBEDDINGS)) if name in self._plan.tied else None
+        array = self._stored[first]
         if not is_finite(array):
             where = np.argwhere(~np.isfinite(array))[0].tolist()
             raise CheckpointError(self.path, "NonFinite", f"holds NaN or infinity in {first!r} at {where}")
-        for other in others:
-            if not _same_bits(array, spec.from_layout(self._stored[other], self.layout)):
-                raise CheckpointError(self.path, "DuplicateName", f"holds {name!r} twice with different numbers")
-        if name in self._plan.tied and not _same_bits(array, self._read(weight_map.WORD_EMBEDDINGS)):
+        if duplicates and duplicates != {_digest(array)}:
+            raise CheckpointError(self.path, "DuplicateName", f"holds {name!r} twice with different numbers")
+        array = spec.from_layout(array, self.layout)
+        if twin is not None and twin != _digest(array):
             detail = f"{name!r} differs from the word embeddings, to which tie_word_embeddings=true ties it"
             raise CheckpointError(self.path, "TiedTensorsDiffer", f"{detail}; set it to false to keep both")
         return array
@@ -225,13 +230,18 @@ def open_checkpoint(
         CheckpointError: the files are not a checkpoint of this class. ConfigError: config.json is wrong.
     """
     folder = find_folder(folder_or_hub_id, revision=revision)
-    encoder, pooling = read_pooling(folder)
-    find_weights(encoder)
-    stored = DistilBertConfig.from_pretrained(encoder)
-    config = stored.replace(**config_overrides)
-    new_head = new_head or (not config_overrides.keys().isdisjoint(LABEL_FIELDS) and _other_labels(config, stored))
-    settings = {"pooling": pooling} if head == "DistilBertForSentenceEmbedding" else {}
-    checkpoint = Checkpoint(encoder, config, head, dtype=dtype, strict=strict, new_head=new_head, settings=settings)
+
+    def read_files() -> Checkpoint:
+        encoder, pooling = read_pooling(folder)
+        find_weights(encoder)
+        stored = DistilBertConfig.from_pretrained(encoder)
+        config = stored.replace(**config_overrides)
+        other_head = not config_overrides.keys().isdisjoint(LABEL_FIELDS) and _other_labels(config, stored)
+        settings = {"pooling": pooling} if head == "DistilBertForSentenceEmbedding" else {}
+        allowed = new_head or other_head
+        return Checkpoint(encoder, config, head, dtype=dtype, strict=strict, new_head=allowed, settings=settings)
+
+    checkpoint = read_whole(folder, read_files, skip=TOKENIZER_FILES)
     made = [name for name in checkpoint.report.new if checkpoint.specs[name].module in weight_map.ABOVE]
     if made:
         text = f"{checkpoint.path}: new, with initial weights: {', '.join(made)}; train the model before you use it."
@@ -255,15 +265,15 @@ def find_head(folder: Path, config: DistilBertConfig) -> str:
         plain = str(name).removeprefix("TF").removeprefix("Flax")
         if plain in weight_map.HEADS:
             return plain
-    found, layout, stored = open_weights(folder)
-    known = {name: spec for spec in weight_map.all_specs(config).values() for name in spec.accepted_names(layout)}
-    present = {known[plain].module for plain in map(found.plain_name, stored.info) if plain in known}
+    found = open_weights(folder)
+    known = {name: spec for spec in weight_map.all_specs(config).values() for name in spec.accepted_names(found.layout)}
+    present = {known[plain].module for plain in found.plain_names.values() if plain in known}
     above = {module.name for module in present & set(weight_map.ABOVE)}
     for name, head in weight_map.HEADS.items():
         if above == set(head.modules):
             return name
     detail = f"has the head modules {', '.join(sorted(above))}, which no class has"
-    raise CheckpointError(folder / found.file, "UnexpectedTensor", detail)
+    raise CheckpointError(found.path, "UnexpectedTensor", detail)
 
 
 def _make_plan(
@@ -277,6 +287,7 @@ def _make_plan(
     """Account for every stored name (given with its plain spelling in the layout) and every tensor of the class."""
     specs = weight_map.tensor_specs(config, head)
     known = {name: spec for spec in weight_map.all_specs(config).values() for name in spec.accepted_names(layout)}
+    not_weights = weight_map.not_weights(layout)
     plan = _Plan({}, weight_map.tied(config, head), {}, {}, [], [])
     if _holds_larger_head(head, {known[plain].module.name for plain in plain_names.values() if plain in known}):
         wanted = {name for name, spec in specs.items() if spec.in_encoder}
@@ -287,8 +298,8 @@ def _make_plan(
             plan.sources.setdefault(known[plain].name, []).append(stored)
         elif plain in known:
             plan.skipped[stored] = "another class's head"
-        elif plain in weight_map.NOT_WEIGHTS[layout.name]:
-            plan.skipped[stored] = weight_map.NOT_WEIGHTS[layout.name][plain]
+        elif plain in not_weights:
+            plan.skipped[stored] = not_weights[plain]
         else:
             plan.unexpected.append(stored)
     for name, spec in specs.items():
@@ -319,5 +330,6 @@ def _make(config: DistilBertConfig, spec: TensorSpec) -> Array:
     return initial_tensor(config, spec, np.random.RandomState(seed))
 
 
-def _same_bits(a: Array, b: Array) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and raw_bytes(a) == raw_bytes(b)
+def _digest(array: Array) -> tuple[str, tuple[int, ...], bytes]:
+    """What two arrays share when they have the same bits, without keeping either."""
+    return array.dtype.name, array.shape, hashlib.sha256(raw_bytes(array)).digest()

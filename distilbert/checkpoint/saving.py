@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from distilbert import weight_map
-from distilbert.checkpoint.folder import check_format, write_config, write_weights
-from distilbert.checkpoint.loading import Checkpoint
+from distilbert.checkpoint.folder import check_format, weight_files, write_config, write_weights
+from distilbert.checkpoint.publishing import updated_folder
 from distilbert.checkpoint.sentence_transformers import write_pooling
-from distilbert.checkpoint.tensors import Array
+from distilbert.checkpoint.tensors import Array, LazyWeights
 from distilbert.config import DistilBertConfig, PoolingConfig
 
 
@@ -20,20 +20,41 @@ def save_checkpoint(
     config: DistilBertConfig,
     weights: Mapping[str, Array],
     pooling: PoolingConfig | None = None,
+    *,
+    shard_size: int | None = None,
 ) -> None:
-    """Write a model of the class `head` as a checkpoint folder; each file appears whole or not at all.
+    """Write a model of the class `head` as a checkpoint folder: all its files at once, or none.
+
+    Other files that the folder holds stay; MANIFEST.json lists what was written.
 
     Raises:
         CheckpointError: the format is unknown, or the folder holds weights in another format.
     """
+    check_format(format)
+    with updated_folder(folder, weight_files(folder, format)) as temporary:
+        write_checkpoint(temporary, format, head, config, weights, pooling, shard_size=shard_size)
+
+
+def write_checkpoint(
+    folder: Path,
+    format: str,  # noqa: A002 - as above
+    head: str,
+    config: DistilBertConfig,
+    weights: Mapping[str, Array],
+    pooling: PoolingConfig | None = None,
+    *,
+    shard_size: int | None = None,
+) -> None:
+    """Write the files of a checkpoint into a folder that is not in place yet."""
     target = check_format(format)
+    target.check_shard_size(shard_size)
     tied = weight_map.tied(config, head)  # stored once, as the reference does
     specs = {name: spec for name, spec in weight_map.tensor_specs(config, head).items() if name not in tied}
-    if isinstance(weights, Checkpoint):  # known without reading
+    if isinstance(weights, LazyWeights):
         dtypes = {name: weights.dtype(name) for name in specs}
     else:
         dtypes = {name: weights[name].dtype.name for name in specs}
-    write_weights(folder, format, head, specs, dtypes, weights.__getitem__)
+    write_weights(folder, format, head, specs, dtypes, weights.__getitem__, shard_size)
     if pooling is not None:
         write_pooling(folder, config, pooling)
     write_config(folder, config, head, target.written_dtype(dtypes[weight_map.WORD_EMBEDDINGS]))

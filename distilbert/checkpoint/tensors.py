@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import io
 import math
 import os
@@ -28,6 +29,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "int64": np.dtype("<i8"),
     "int32": np.dtype("<i4"),
 }
+_PIECE = 1 << 20  # elements
 FLOATS = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -65,6 +67,14 @@ class StoredTensors(Mapping[str, Array]):
         return len(self.info)
 
 
+class LazyWeights(Mapping[str, Array], abc.ABC):
+    """Canonical tensors that are read when they are indexed, and whose dtype is known before."""
+
+    @abc.abstractmethod
+    def dtype(self, name: str) -> str:
+        """Name of the dtype that indexing returns."""
+
+
 def check_dtype(name: str) -> str:
     """`name`, if weights can have that dtype.
 
@@ -78,7 +88,10 @@ def check_dtype(name: str) -> str:
 
 def is_finite(array: Array) -> bool:
     """Whether no element is NaN or infinite; integers always are finite."""
-    return bool(np.isfinite(array).all()) if array.dtype.name in FLOATS else True
+    if array.dtype.name not in FLOATS:
+        return True
+    flat = array.reshape(-1)  # in pieces, so that no array of answers grows with the tensor
+    return all(np.isfinite(flat[i : i + _PIECE]).all() for i in range(0, flat.size, _PIECE))
 
 
 def read_array(path: str | os.PathLike[str], file: io.BufferedReader, offset: int, info: TensorInfo) -> Array:

@@ -21,9 +21,8 @@ from tokenizers.processors import TemplateProcessing
 
 from distilbert.checkpoint import safely
 from distilbert.errors import CheckpointError, DataError, TokenizerError
+from distilbert.tokenization import OPTIONS_FILE, TOKENIZER_FILE, VOCABULARY_FILE
 
-TOKENIZER_FILE, VOCABULARY_FILE, OPTIONS_FILE = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
-FILES = (TOKENIZER_FILE, VOCABULARY_FILE, OPTIONS_FILE, "special_tokens_map.json", "added_tokens.json")
 SPECIAL_TOKENS = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
 UNLIMITED = 1 << 30  # tokenizer_config.json writes a huge number for "no limit"
 _CHARACTERS_PER_WORD = 100
