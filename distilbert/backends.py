@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
+from distilbert.errors import MissingDependencyError
+
 BACKENDS = {"pt": "PyTorch", "tf": "TensorFlow", "flax": "Flax"}
 
 
@@ -28,3 +30,23 @@ def check_backends(names: Iterable[str]) -> list[str]:
     if not names or len(set(names)) < len(names) or not set(names) <= BACKENDS.keys():
         raise ValueError(f"backends must be some of {','.join(BACKENDS)}, got {','.join(names)!r}.")
     return names
+
+
+def installed_backends() -> list[str]:
+    """The backends whose framework can be imported, which this does.
+
+    Raises:
+        MissingDependencyError: none can.
+    """
+    found: list[str] = []
+    missing: MissingDependencyError | None = None
+    for name in BACKENDS:
+        try:
+            load_backend(name)
+        except MissingDependencyError as error:
+            missing = missing or error
+        else:
+            found.append(name)
+    if not found and missing is not None:
+        raise missing
+    return found

@@ -1,4 +1,4 @@
-"""The command line: `distilbert convert | parity`.
+"""The command line: `distilbert convert | inspect | verify | parity`.
 
 Exit codes: 0 done, 1 a check failed, 2 bad usage or bad input, 3 the environment (a missing package, disk space, a
 permission), 70 a bug of ours, 130 and 143 interrupted. Whatever is wrong is said in one line on standard error.
@@ -21,10 +21,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from distilbert import __version__
-from distilbert.backends import BACKENDS, check_backends
-from distilbert.checkpoint import safely
+from distilbert.backends import BACKENDS, check_backends, installed_backends
+from distilbert.checkpoint import manifest, safely
 from distilbert.checkpoint.folder import WRITABLE
-from distilbert.errors import DistilBertError, MissingDependencyError, escape
+from distilbert.checkpoint.loading import some
+from distilbert.checkpoint.sharding import parse_size
+from distilbert.errors import CheckpointError, DistilBertError, MissingDependencyError, VerificationError, escape
 from distilbert.parity import ParityReport, compare, read_texts
 
 # Typer's base class of usage errors, which is click's or typer's own copy of it, depending on the version.
@@ -55,25 +57,120 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SRC", help="Folder of a DistilBERT or BERT checkpoint: safetensors, .bin, .h5 or .msgpack."
+            metavar="SRC", help="Folder of a DistilBERT or BERT checkpoint, in any format that can be written, or .bin."
         ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="New folder to write; nothing is overwritten.")],
     to: Annotated[str, typer.Option(help=f"Format to write: {', '.join(WRITABLE)}.")],
     dtype: Annotated[str | None, typer.Option(help="Of the new weights; default as stored.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers to keep, from 0, such as 0,2,4,7,9,11 of a BERT of 12; default all.")
+    ] = None,
+    shard_size: Annotated[
+        str | None, typer.Option(help="Split weights that take more, such as 500MB, into files with an index.")
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Write only if every tensor has the source's bits and every installed framework computes it.",
+        ),
+    ] = False,
 ) -> None:
-    """Write a checkpoint in another format; a BERT encoder becomes a DistilBERT, exactly."""
+    """Write a checkpoint in another format; a BERT becomes a DistilBERT, exactly."""
     from weights_convert.convert import convert as run
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # both end in an exception, so that nothing half-written
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # is left behind
+    numbers = None if layers is None else _parse_layers(layers)
+    size = None if shard_size is None else parse_size(shard_size)
     console = Console()
     with show_progress("Converting") as advance:
-        done = run(source, destination, to=to, dtype=dtype, progress=advance)
+        done = run(
+            source,
+            destination,
+            to=to,
+            dtype=dtype,
+            layers=numbers,
+            shard_size=size,
+            verify=installed_backends() if verify else (),
+            progress=advance,
+        )
     print_line(console, f"{done.head}: {done.report}")
-    for name, reason in done.report.skipped.items():
-        print_line(console, f"  not in the new checkpoint: {name} ({reason})")
+    for reason in dict.fromkeys(done.report.skipped.values()):
+        names = [name for name, why in done.report.skipped.items() if why == reason]
+        print_line(console, f"  not in the new checkpoint: {some(names)} ({reason})")
+    if done.parity is not None:
+        for result in done.parity.results:
+            worst = max(row.difference for row in result.rows)
+            name = BACKENDS[result.backend]
+            print_line(console, f"verified: {name} computes it, largest difference from the reference {worst:.1e}")
     print_line(console, f"wrote {destination}: {', '.join(done.files)}")
+
+
+def _parse_layers(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() for part in parts):
+        raise ValueError(f"layers must be numbers joined by commas, such as 0,2,4, got {text!r}.")
+    return [int(part) for part in parts]
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A checkpoint in any format.")],
+    json: Annotated[Path | None, typer.Option(help="Also write what was found to this file.")] = None,
+) -> None:
+    """Say what is in a checkpoint folder, from its headers: format, class, sizes, tensors, sha256 of its files."""
+    from weights_convert.inspection import DIMENSIONS
+    from weights_convert.inspection import inspect as run
+
+    if json is not None:
+        safely.check_writable(json)
+    found = run(folder)
+    console = Console()
+    kind = found.head or "does not load"
+    print_line(console, f"{folder}: {kind}, {found.format} ({found.layout} names), {', '.join(found.dtypes)}")
+    if found.problem:
+        print_line(console, f"  {found.problem}")
+    if found.config is not None:
+        print_line(console, "  " + ", ".join(f"{name} {getattr(found.config, name)}" for name in DIMENSIONS))
+    print_line(console, f"  {len(found.tensors)} tensors, {found.parameters:,} values")
+    for name, entry in found.tensors.items():
+        print_line(console, f"  {name}  {entry.dtype} {list(entry.shape)}")
+    for name, digest in found.files.items():
+        print_line(console, f"  {digest.sha256}  {digest.size:>12,}  {name}")
+    print_line(console, f"  manifest: {found.manifest}")
+    if json is not None:
+        safely.write_json(json, found.to_dict())
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder with a MANIFEST.json.")],
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Write a new manifest of the files as they are, after a change of yours.")
+    ] = False,
+) -> None:
+    """Compare the files of a folder with its manifest: each must have the size and sha256 with which it was written."""
+    safely.check_folder(folder)
+    console = Console()
+    if accept:
+        names = manifest.files(folder)
+        manifest.write(folder, names)
+        print_line(console, f"wrote {folder / manifest.MANIFEST_FILE}: {len(names)} files")
+        return
+    listed = manifest.read(folder)
+    if listed is None:
+        detail = "has no MANIFEST.json; write one of the files as they are with --accept"
+        raise CheckpointError(folder, "NotFound", detail)
+    wrong = manifest.differences(folder, listed)
+    for error in wrong:
+        print_line(console, f"FAIL: {error}")
+    for name in sorted({*manifest.files(folder)} - listed.keys()):
+        print_line(console, f"not listed: {name}")
+    if wrong:
+        raise typer.Exit(1)
+    print_line(console, f"PASS: {len(listed)} files are as they were written")
 
 
 @app.command()
@@ -163,6 +260,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "distilbert", co
         code = _fail(2, f"{error.format_message()} Try '{program} --help'.")
     except (typer.Abort, KeyboardInterrupt):
         code = _fail(130, "interrupted.")
+    except VerificationError as error:
+        code = _fail(1, str(error))
     except (DistilBertError, ValueError) as error:
         code = _fail(2, str(error))
     except OSError as error:

@@ -80,6 +80,13 @@ class DataError(DistilBertError):
         super().__init__(escape(message))
 
 
+class VerificationError(DistilBertError):
+    """What was made is not what it should be, so it was not put in place. The command line exits with 1."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escape(message))
+
+
 class MissingDependencyError(ImportError):
     """An optional package is not installed. The message holds the command that installs it; exit code 3."""
 

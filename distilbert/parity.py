@@ -1,7 +1,7 @@
 """One checkpoint, every backend, every layer: does each compute what the float64 reference computes?
 
 The comparison that the test suite makes on small models, offered for any checkpoint: embeddings, every hidden state,
-every attention map and the sentence embedding, on a ragged batch with an empty text and one of maximum length.
+every attention map and what the head makes of them, on a ragged batch with an empty text and one of maximum length.
 
 In float64 every position is compared. In float32 only kept positions are: a query at a dropped one (padding) is
 computed like any other, but nothing ever reads it, and without a trained meaning it can amplify rounding a
@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from distilbert import reference
 from distilbert.backends import load_backend
-from distilbert.checkpoint.loading import open_checkpoint
+from distilbert.checkpoint.folder import find_weights
+from distilbert.checkpoint.loading import find_head, open_checkpoint
 from distilbert.checkpoint.sentence_transformers import is_sentence_folder
 from distilbert.checkpoint.tensors import raw_bytes
 from distilbert.config import DistilBertConfig
@@ -40,6 +41,7 @@ Arrays = dict[str, NDArray[Any]]
 TOLERANCES = {"float32": 2e-5, "float64": 1e-10}
 UNIT_VECTOR_TOLERANCES = {"float32": 2e-6, "float64": 1e-10}  # of embeddings that are scaled to length 1
 BATCH_ROWS = 8
+MASKED_LM_ROWS = 2  # of (seq, vocab_size) logits in float64: 250 MB at base size
 MAX_TEXT_BYTES = 16 << 20
 
 TEXTS = (
@@ -48,8 +50,9 @@ TEXTS = (
     "The compiler refused the file, so she read the message twice, fixed the type and ran the tests again.",
     "Naïve café — 東京, “quotes”, and 100% of 3.5 kg!",
 )
-HEAD = "DistilBertForSentenceEmbedding"
+BARE_HEAD = "DistilBertForSentenceEmbedding"  # for an encoder without a head: it adds no weights
 SENTENCE_EMBEDDING = "sentence embedding"
+BY_THE_LARGEST = ", by the largest"  # of a place whose difference is divided by its largest entry, if that is above 1
 
 
 @dataclass(frozen=True)
@@ -136,18 +139,22 @@ def compare(
     if dtype not in TOLERANCES:
         raise ValueError(f"dtype must be one of {', '.join(TOLERANCES)}, got {dtype!r}.")
     modules = {name: load_backend(name) for name in backends}
-    source = open_checkpoint(folders[0], HEAD, dtype=dtype)
-    batches = list(make_batches(source.path.parent, source.config, texts))
-    runs = [_Run(name, module, _load(module, folders[0], dtype), dtype) for name, module in modules.items()]
+    head = _find_class(folders[0])
+    source = open_checkpoint(folders[0], head, dtype=dtype)
+    rows = MASKED_LM_ROWS if head == "DistilBertForMaskedLM" else BATCH_ROWS
+    batches = list(make_batches(source.path.parent, source.config, texts, rows))
+    runs = [_Run(name, module, _load(module, head, folders[0], dtype), dtype) for name, module in modules.items()]
     others = [_compare_bits(run, folder) for run in runs for folder in folders[1:]]
-    weights, pooling = dict(source), source.settings["pooling"]
+    weights, specification = dict(source), reference.HEADS[head]
     for done, batch in enumerate(batches):  # outermost, so that the arrays of one batch are in memory at a time
-        expected = _places(reference.sentence_embedding(source.config, weights, pooling=pooling, **batch))
+        inputs = {name: x[None] for name, x in batch.items()} if head == "DistilBertForMultipleChoice" else batch
+        expected = _places(specification(source.config, weights, **source.settings, **inputs))
         for run in runs:
-            run.compare(batch, expected)
+            run.compare(inputs, expected)
         if progress is not None:
             progress(done + 1, len(batches))
-    unit = pooling.normalize if is_sentence_folder(folders[0]) else None
+    pooling = source.settings.get("pooling")
+    unit = pooling.normalize if pooling is not None and is_sentence_folder(folders[0]) else None
     firsts = [BackendResult(r.backend, str(folders[0]), _rows(r.differences, dtype, unit), "", r.seconds) for r in runs]
     largest = max((batch["input_ids"].shape for batch in batches), key=lambda shape: shape[0] * shape[1])
     return ParityReport(dtype, (largest[0], largest[1]), tuple(source.report.skipped), (*firsts, *others))
@@ -169,22 +176,33 @@ class _Run:
         start = time.perf_counter()
         with self.module.exact(self.dtype), self.model.evaluating() as model:
             found = _places(model(**batch, output_hidden_states=True, output_attentions=True))
-        compared = (batch["attention_mask"] != 0) | (self.dtype == "float64")  # (batch, seq)
+        mask = batch["attention_mask"].reshape(-1, batch["attention_mask"].shape[-1])
+        compared = (mask != 0) | (self.dtype == "float64")  # (batch, seq)
         for place, wanted in expected.items():
-            difference = largest_difference(wanted, found[place], compared)
+            scale = max(1.0, float(np.abs(wanted).max())) if place.endswith(BY_THE_LARGEST) else 1.0
+            difference = largest_difference(wanted, found[place], compared) / scale
             self.differences[place] = max(difference, self.differences.get(place, 0.0))
         self.seconds += time.perf_counter() - start
 
 
-def _load(module: Any, folder: Path, dtype: str) -> Any:
+def _find_class(folder: Path) -> str:
+    """The class to run: the one that the folder was saved from."""
+    if is_sentence_folder(folder):
+        return BARE_HEAD
+    find_weights(folder)
+    head = find_head(folder, DistilBertConfig.from_pretrained(folder))
+    return BARE_HEAD if head == "DistilBertModel" else head
+
+
+def _load(module: Any, head: str, folder: Path, dtype: str) -> Any:
     with module.exact(dtype):
-        return getattr(module, HEAD).from_pretrained(folder, dtype=dtype)
+        return getattr(module, head).from_pretrained(folder, dtype=dtype)
 
 
 def _compare_bits(run: _Run, folder: Path) -> BackendResult:
     """Whether the backend loads from `folder` the bits that it has from the first."""
     start = time.perf_counter()
-    first, found = digests(run.model), digests(_load(run.module, folder, run.dtype))
+    first, found = digests(run.model), digests(_load(run.module, type(run.model).__name__, folder, run.dtype))
     names = [*first, *(found.keys() - first.keys())]
     other = next((name for name in names if first.get(name) != found.get(name)), "")
     return BackendResult(run.backend, str(folder), (), other, time.perf_counter() - start)
@@ -208,28 +226,33 @@ def _rows(differences: Mapping[str, float], dtype: str, unit: bool | None) -> tu
     return tuple(rows)
 
 
-def make_batches(folder: Path, config: DistilBertConfig, texts: Sequence[str] | None) -> Iterator[Batch]:
+def make_batches(
+    folder: Path, config: DistilBertConfig, texts: Sequence[str] | None, rows: int = BATCH_ROWS
+) -> Iterator[Batch]:
     """Batches of the texts, the first with an empty one and one of maximum length.
 
-    A folder without a tokenizer gets token ids drawn from a fixed seed instead, in the same ragged shape.
+    A batch has at most `rows` texts. A folder without a tokenizer gets token ids drawn from a fixed seed instead, in
+    the same ragged shape.
     """
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         if texts is not None:
             raise DataError(f"{folder}: has no tokenizer, so texts cannot be used.")
-        yield _random_batch(config)
+        batch = _random_batch(config)
+        for start in range(0, len(batch["input_ids"]), rows):
+            yield {name: x[start : start + rows] for name, x in batch.items()}
         return
     tokenizer = DistilBertTokenizerFast.from_pretrained(folder)
     limit = config.max_position_embeddings
     longest = " ".join([TEXTS[2]] * limit)
-    rows = [*TEXTS, longest] if texts is None else ["", longest, *texts]
-    ids = tokenizer.encode_batch(rows, truncation=True, max_length=limit)
+    lines = [*TEXTS, longest] if texts is None else ["", longest, *texts]
+    ids = tokenizer.encode_batch(lines, truncation=True, max_length=limit)
     highest = max(map(max, ids))
     if highest >= config.vocab_size:
         raise TokenizerError(
             f"{folder}: the tokenizer gives the id {highest}, but the model's vocab_size is {config.vocab_size}."
         )
-    for start in range(0, len(ids), BATCH_ROWS):
-        yield tokenizer.pad(ids[start : start + BATCH_ROWS])
+    for start in range(0, len(ids), rows):
+        yield tokenizer.pad(ids[start : start + rows])
 
 
 def _random_batch(config: DistilBertConfig) -> Batch:
@@ -244,7 +267,14 @@ def _places(output: Any) -> Arrays:
     for i, (hidden, attention) in enumerate(zip(output.hidden_states[1:], output.attentions, strict=True)):
         places[f"layer {i} attention"] = np.asarray(attention)
         places[f"layer {i} hidden state"] = np.asarray(hidden)
-    return places | {SENTENCE_EMBEDDING: np.asarray(output.embeddings)}
+    for name in output._fields[: -len(("hidden_states", "attentions"))]:
+        array = np.asarray(getattr(output, name))
+        if name == "embeddings":
+            places[SENTENCE_EMBEDDING] = array
+        else:  # logits grow with their weights, and rounding with them
+            per_token = name in ("start_logits", "end_logits")
+            places[name.replace("_", " ") + BY_THE_LARGEST] = array[..., None] if per_token else array
+    return places
 
 
 def largest_difference(expected: NDArray[Any], found: NDArray[Any], at: NDArray[np.bool_] | None = None) -> float:

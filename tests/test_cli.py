@@ -1,5 +1,7 @@
 """The command line: what it says, how it exits, and that a wrong input is one line and writes nothing."""
 
+import hashlib
+import importlib
 import json
 import shutil
 import signal
@@ -13,10 +15,13 @@ from safetensors.numpy import load_file, save_file
 
 from conformance import cases
 from conformance.mutants import ENCODER, planted
-from distilbert import parity
+from distilbert import parity, reference
+from distilbert.checkpoint.manifest import MANIFEST_FILE
 from distilbert.checkpoint.saving import save_checkpoint
 from distilbert.config import PoolingConfig
-from tests.support import REFERENCE_FOLDERS, ROOT, run_cli, run_python
+from distilbert.initialization import initial_weights
+from distilbert.weight_map import HEADS
+from tests.support import DATA, REFERENCE_FOLDERS, ROOT, run_cli, run_python
 
 FOLDER = REFERENCE_FOLDERS[0]
 
@@ -50,9 +55,10 @@ def test_parity_of_all_backends_and_dtypes(tiny, tmp_path):
 @pytest.mark.parametrize("mutant", ENCODER, ids=lambda m: m.name)
 def test_parity_fails_when_the_reference_is_wrong(tiny, mutant, monkeypatch):
     """The tool itself must notice each planted fault, in the dtype that leaves no room for rounding."""
-    original = parity.reference.sentence_embedding
+    head = "DistilBertForSentenceEmbedding"
+    original = parity.reference.HEADS[head]
     altered = lambda config, weights, *rest, **inputs: original(config, mutant.alter(weights), *rest, **inputs)  # noqa: E731
-    monkeypatch.setattr(parity.reference, "sentence_embedding", altered)
+    monkeypatch.setitem(parity.reference.HEADS, head, altered)
     with planted(mutant):
         code, out, _ = run_cli("parity", tiny, "--backends", "pt", "--dtype", "float64")
     assert code == 1
@@ -64,6 +70,7 @@ def test_parity_names_the_first_difference(tiny, tmp_path):
     """One weight of layer 1 changed by a thousandth, in a second folder that should hold the same."""
     other = tmp_path / "other"
     shutil.copytree(tiny, other)
+    (other / MANIFEST_FILE).unlink()
     tensors = load_file(other / "model.safetensors")
     tensors["distilbert.transformer.layer.1.ffn.lin1.weight"][0, 0] += 1e-3
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
@@ -176,6 +183,12 @@ WRONG_USAGE = {
     "no tokenizer": ["parity", FOLDER, "--texts", __file__, "--backends", "pt"],
     "format": ["convert", FOLDER, "OUT", "--to", "onnx"],
     "no format": ["convert", FOLDER, "OUT"],
+    "layers": ["convert", FOLDER, "OUT", "--to", "safetensors", "--layers", "0,x"],
+    "layers that are not there": ["convert", FOLDER, "OUT", "--to", "safetensors", "--layers", "0,7"],
+    "shard size": ["convert", FOLDER, "OUT", "--to", "safetensors", "--shard-size", "many"],
+    "shards of h5": ["convert", FOLDER, "OUT", "--to", "tf-h5", "--shard-size", "1MB"],
+    "inspect nothing": ["inspect", "/nowhere"],
+    "verify nothing": ["verify", "/nowhere"],
     "convert dtype": ["convert", FOLDER, "OUT", "--to", "safetensors", "--dtype", "int4"],
     "inside the source": ["convert", FOLDER, FOLDER / "out", "--to", "safetensors"],
     "onto itself": ["convert", FOLDER, FOLDER, "--to", "safetensors"],
@@ -233,14 +246,23 @@ def test_parity_of_another_architecture_fails(tiny):
     assert "has other bits than in the first folder" in out
 
 
-def test_a_head_is_named_as_not_compared(tmp_path):
-    from distilbert.initialization import initial_weights
+@pytest.mark.parametrize("head", [name for name, head in HEADS.items() if head.modules])
+def test_parity_runs_the_head_of_the_folder(head, tmp_path, monkeypatch):
+    """Its logits are compared; the last bias of the head a hundredth off is noticed in every backend."""
+    weights = initial_weights(cases.CONFIG, head)
+    save_checkpoint(tmp_path / "head", "safetensors", head, cases.CONFIG, weights)
+    code, out, _ = run_cli("parity", tmp_path / "head")
+    assert (code, out.count("PASS: within tolerance")) == (0, 3)
+    assert "logits, by the largest" in out
+    original = reference.HEADS[head]
 
-    head = "DistilBertForQuestionAnswering"
-    save_checkpoint(tmp_path / "qa", "safetensors", head, cases.CONFIG, initial_weights(cases.CONFIG, head))
-    code, out, _ = run_cli("parity", tmp_path / "qa", "--backends", "pt")
-    assert code == 0
-    assert "not compared, since the encoder does not use them: qa_outputs.weight, qa_outputs.bias" in out
+    def altered(config, weights, **inputs):
+        name = list(weights)[-1]
+        return original(config, weights | {name: weights[name] + np.float32(0.01)}, **inputs)
+
+    monkeypatch.setitem(reference.HEADS, head, altered)
+    code, out, _ = run_cli("parity", tmp_path / "head")
+    assert (code, out.count("logits, by the largest differs by")) == (1, 3)
 
 
 def test_a_tokenizer_of_another_model_is_refused(tiny, minilm):
@@ -292,7 +314,7 @@ def test_an_interrupted_conversion_leaves_nothing(signal_number, expected, minil
         codes.add(process.returncode)
         assert "Traceback" not in errors, errors
         if (tmp_path / "new" / "out").exists():  # the signal came too late: then all of it is there
-            assert len(list((tmp_path / "new" / "out").iterdir())) == 11
+            assert len(list((tmp_path / "new" / "out").iterdir())) == 12
             shutil.rmtree(tmp_path / "new")
         assert not list(tmp_path.iterdir())
         if process.returncode == 0:
@@ -313,3 +335,84 @@ p.stdout.close()
 print(p.wait(), p.stderr.read())
 """)  # fmt: skip
     assert done.stdout.strip() == "-13 b''"
+
+
+def test_a_verified_conversion_says_so(tmp_path):
+    folder = DATA / "bert" / "BertForPreTraining" / "flax"
+    code, out, _ = run_cli("convert", folder, tmp_path / "out", "--to", "tf-h5", "--verify", "--layers", "1,0")
+    assert code == 0
+    assert [f"verified: {name} computes it" in out for name in ("PyTorch", "TensorFlow", "Flax")] == [True] * 3
+    assert "16 tensors" not in out
+    assert "(next-sentence head)" in out
+
+
+def test_a_conversion_that_fails_its_proof_is_not_written(tmp_path, monkeypatch):
+    """A backend that computes something else, then a writer that turns a kernel."""
+    convert = importlib.import_module("weights_convert.convert")  # the package's attribute of that name is the function
+    with monkeypatch.context() as patch:
+        original = reference.layer_norm
+        patch.setattr(reference, "layer_norm", lambda *arguments: original(*arguments) * 1.001)
+        code, _, err = run_cli("convert", FOLDER, tmp_path / "out", "--to", "tf-h5", "--verify")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "error: PyTorch: embeddings differs by" in err
+    original = convert.write_checkpoint
+
+    def altered(folder, to, head, config, weights, settings, **options):
+        changed = dict(weights)
+        changed["distilbert.transformer.layer.0.ffn.lin1.bias"][3] += 1e-3
+        original(folder, to, head, config, changed, settings, **options)
+
+    monkeypatch.setattr(convert, "write_checkpoint", altered)
+    code, _, err = run_cli("convert", FOLDER, tmp_path / "out", "--to", "safetensors", "--verify")
+    assert code == 1
+    assert "error: distilbert.transformer.layer.0.ffn.lin1.bias has other bits in the new folder" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_inspect_says_what_a_folder_holds(tmp_path):
+    code, out, err = run_cli("inspect", DATA / "sharded" / "tf", "--json", tmp_path / "r.json")
+    assert (code, err) == (0, "")
+    for text in ("DistilBertForSequenceClassification, tf-h5 (tf names), float32", "dim 32", "56 tensors",
+                 "pre_classifier/kernel:0  float32 [32, 32]", "manifest: absent"):  # fmt: skip
+        assert text in out, text
+    found = json.loads((tmp_path / "r.json").read_text())
+    file = "tf_model-00001-of-00002.h5"
+    data = (DATA / "sharded" / "tf" / file).read_bytes()
+    assert found["files"][file] == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    assert found["tensors"]["classifier/bias:0"]["dtype"] == "float32"
+    assert (
+        found["parameters"] * 4
+        == json.loads((DATA / "sharded" / "tf" / "tf_model.h5.index.json").read_text())["metadata"]["total_size"]
+    )
+
+
+def test_inspect_tells_why_a_folder_does_not_load(tiny):
+    tensors = load_file(tiny / "model.safetensors")
+    save_file({"strange": np.ones(3, np.float32)} | tensors, tiny / "model.safetensors")
+    code, out, _ = run_cli("inspect", tiny)
+    assert code == 0
+    assert "does not load" in out
+    assert "1 unexpected" in out
+    assert "manifest: MANIFEST.json does not fit: " in out
+    code, _, err = run_cli("inspect", tiny / "1_Pooling")
+    assert code == 2
+    assert "holds no weights" in err
+
+
+def test_verify_names_the_file_that_changed(tiny):
+    assert run_cli("verify", tiny)[0] == 0
+    config = tiny / "config.json"
+    config.write_text(config.read_text().replace("gelu", "relu"))
+    (tiny / "notes.txt").write_text("mine")
+    code, out, _ = run_cli("verify", tiny)
+    assert code == 1
+    assert f"FAIL: {config}: has " in out
+    assert "not listed: notes.txt" in out
+    code, _, err = run_cli("parity", tiny, "--backends", "pt")
+    assert (code, "IntegrityMismatch" in err) == (2, True)
+    assert run_cli("verify", tiny, "--accept")[0] == 0
+    code, out, _ = run_cli("verify", tiny)
+    assert (code, out.startswith("PASS: ")) == (0, True)
+    (tiny / MANIFEST_FILE).unlink()
+    code, _, err = run_cli("verify", tiny)
+    assert (code, "has no MANIFEST.json" in err) == (2, True)

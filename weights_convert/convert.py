@@ -19,9 +19,11 @@ from distilbert.checkpoint.sentence_transformers import is_sentence_folder, read
 from distilbert.checkpoint.tensors import check_dtype
 from distilbert.config import CONFIG_FILE, MAX_CONFIG_BYTES, DistilBertConfig, PoolingConfig
 from distilbert.errors import CheckpointError, ConfigError
+from distilbert.parity import ParityReport
 from distilbert.tokenization import OPTIONS_FILE, TOKENIZER_FILES
 from weights_convert.bert import BertCheckpoint, config_from_bert, find_bert_head
 from weights_convert.student import Student
+from weights_convert.verification import check_bits, check_parity
 
 _COPIED = (*TOKENIZER_FILES, "config_sentence_transformers.json")
 _MAX_COPIED_BYTES = 128 << 20
@@ -29,11 +31,12 @@ _MAX_COPIED_BYTES = 128 << 20
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did: the class, what became of every tensor, and the files of the new folder."""
+    """What a conversion did: the class, what became of every tensor, the files of the new folder, and its proof."""
 
     head: str
     report: LoadReport
     files: tuple[str, ...]
+    parity: ParityReport | None = None  # of the backends that verified it
 
 
 def convert(
@@ -44,7 +47,7 @@ def convert(
     dtype: str | None = None,
     layers: Sequence[int] | None = None,
     shard_size: int | None = None,
-    verify: Callable[[Path, Path], None] | None = None,
+    verify: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
     """Write the DistilBERT or BERT checkpoint in `source` as a new folder `destination`.
@@ -56,11 +59,12 @@ def convert(
         dtype: of the new weights; default as stored.
         layers: of the source, counted from 0, that the new model keeps; default all.
         shard_size: bytes above which the weights are split into several files with an index.
-        verify: called with (source, new folder) before the new folder is in place; what it raises, nothing is written.
+        verify: backends that must compute what the reference computes from the new folder, whose tensors are then also
+            compared with the source's bit for bit, before it is put in place.
         progress: called with (tensors done, tensors in all).
 
     Raises:
-        CheckpointError, ConfigError, ValueError: nothing was written.
+        CheckpointError, ConfigError, ValueError: nothing was written. VerificationError: `verify` failed, likewise.
     """
     source, destination = Path(source), Path(destination)
     check_format(to).check_shard_size(shard_size)
@@ -84,10 +88,11 @@ def convert(
         _copy_other_files(encoder, folder)
         if encoder != source:
             _copy_other_files(source, folder)
-        if verify is not None:
-            verify(source, folder)
+        if verify:
+            check_bits(weights, open_source(folder))
+        report = check_parity(folder, verify) if verify else None
         files = tuple(sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()))
-    return Conversion(weights.head, weights.report, (*files, MANIFEST_FILE))
+    return Conversion(weights.head, weights.report, (*files, MANIFEST_FILE), report)
 
 
 def open_source(folder: Path, *, dtype: str | None = None) -> Checkpoint:

@@ -49,13 +49,18 @@ class Format:
             return key.split("/", 1)[-1]  # without the model's name
         return key.replace("/", ".") if self.module is msgpack else key
 
+    @property
+    def shardable(self) -> bool:
+        """Whether it is written in parts; the reference's h5 parts have another layout than the whole, of its own."""
+        return self.module is not hdf5
+
     def check_shard_size(self, shard_size: int | None) -> None:
-        """Refuse shards of a format whose layout has none that other readers would read.
+        """Refuse a shard size for a format that is written whole.
 
         Raises:
             ValueError: the format is written whole.
         """
-        if shard_size is not None and self.module is hdf5:
+        if shard_size is not None and not self.shardable:
             raise ValueError(f"a {self.file} is written whole; leave the shard size out.")
 
 

@@ -8,11 +8,10 @@ with a reason, and the report lists what each of them did.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +23,7 @@ from distilbert.checkpoint.folder import find_weights, open_weights
 from distilbert.checkpoint.hub import find_folder
 from distilbert.checkpoint.manifest import read_whole
 from distilbert.checkpoint.sentence_transformers import read_pooling
-from distilbert.checkpoint.tensors import DTYPES, FLOATS, Array, LazyWeights, is_finite, raw_bytes
+from distilbert.checkpoint.tensors import DTYPES, FLOATS, Array, LazyWeights, digest, is_finite
 from distilbert.config import DistilBertConfig
 from distilbert.errors import CheckpointError, Kind
 from distilbert.initialization import initial_tensor
@@ -32,6 +31,7 @@ from distilbert.positions import sinusoidal_table
 from distilbert.tokenization import TOKENIZER_FILES
 from distilbert.weight_map import Layout, TensorSpec
 
+_SHOWN = 4  # names of a list, in a line for people
 LABEL_FIELDS = ("num_labels", "id2label")  # an override of these asks for a head of its own
 
 
@@ -56,12 +56,18 @@ class LoadReport:
         counts = [f"{len(self.loaded)} tensors loaded"]
         for verb in ("renamed", "transposed", "tied", "cast", "new", "skipped"):
             if entries := getattr(self, verb):
-                names = ", ".join(list(entries)[:4]) + (", ..." if len(entries) > 4 else "")
-                counts.append(f"{len(entries)} {verb}" + (f" ({names})" if verb in ("tied", "new", "skipped") else ""))
+                shown = f" ({some(entries)})" if verb in ("tied", "new", "skipped") else ""
+                counts.append(f"{len(entries)} {verb}{shown}")
         return f"{self.source}: {'; '.join(counts)}"
 
     def __repr__(self) -> str:
         return f"<LoadReport {self}>"
+
+
+def some(names: Collection[str]) -> str:
+    """The first names of a list, and how many follow."""
+    more = len(names) - _SHOWN
+    return ", ".join(list(names)[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True)
@@ -138,16 +144,16 @@ class Checkpoint(LazyWeights):
     def _read(self, name: str) -> Array:
         """The canonical array as stored: finite, and equal in every place where the file holds it."""
         spec, (first, *others) = self.specs[name], self._plan.sources[name]
-        duplicates = {_digest(self._stored[other]) for other in others}  # first, so that one array is held at a time
-        twin = _digest(self._read(weight_map.WORD_EMBEDDINGS)) if name in self._plan.tied else None
+        duplicates = {digest(self._stored[other]) for other in others}  # first, so that one array is held at a time
+        twin = digest(self._read(weight_map.WORD_EMBEDDINGS)) if name in self._plan.tied else None
         array = self._stored[first]
         if not is_finite(array):
             where = np.argwhere(~np.isfinite(array))[0].tolist()
             raise CheckpointError(self.path, "NonFinite", f"holds NaN or infinity in {first!r} at {where}")
-        if duplicates and duplicates != {_digest(array)}:
+        if duplicates and duplicates != {digest(array)}:
             raise CheckpointError(self.path, "DuplicateName", f"holds {name!r} twice with different numbers")
         array = spec.from_layout(array, self.layout)
-        if twin is not None and twin != _digest(array):
+        if twin is not None and twin != digest(array):
             detail = f"{name!r} differs from the word embeddings, to which tie_word_embeddings=true ties it"
             raise CheckpointError(self.path, "TiedTensorsDiffer", f"{detail}; set it to false to keep both")
         return array
@@ -328,8 +334,3 @@ def _make(config: DistilBertConfig, spec: TensorSpec) -> Array:
         return sinusoidal_table(*spec.shape)
     seed = zlib.crc32(spec.name.encode())  # its own, so that equal shapes do not get equal numbers
     return initial_tensor(config, spec, np.random.RandomState(seed))
-
-
-def _digest(array: Array) -> tuple[str, tuple[int, ...], bytes]:
-    """What two arrays share when they have the same bits, without keeping either."""
-    return array.dtype.name, array.shape, hashlib.sha256(raw_bytes(array)).digest()

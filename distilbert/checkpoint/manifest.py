@@ -82,6 +82,14 @@ def is_below(name: str) -> bool:
     return bool(posix.parts) and not outside and "\\" not in name and name.isprintable()
 
 
+def files(folder: Path) -> list[str]:
+    """Every file below `folder` but the manifest, by its path, parts joined by /."""
+    found = (
+        (Path(place) / name).relative_to(folder).as_posix() for place, _, names in os.walk(folder) for name in names
+    )
+    return [name for name in found if name != MANIFEST_FILE]
+
+
 def differences(folder: Path, manifest: Manifest, skip: Container[str] = ()) -> list[CheckpointError]:
     """What is wrong with the files of `folder` that the manifest lists, but for those in `skip`."""
     found = [_difference(folder / name, wanted) for name, wanted in manifest.items() if name not in skip]

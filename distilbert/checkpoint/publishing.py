@@ -18,7 +18,7 @@ import stat
 import sys
 import time
 import uuid
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator
 from pathlib import Path
 
 from distilbert.checkpoint import manifest, safely
@@ -47,7 +47,7 @@ def new_folder(path: Path) -> Generator[Path]:
     target = Path(os.path.abspath(path))  # noqa: PTH100 - without following links
     with _temporary_folder(target) as folder:
         yield folder
-        written = list(_files(folder))
+        written = manifest.files(folder)
         manifest.write(folder, written)
         _sync_all(folder)
         _check_free(path, but=folder)
@@ -67,7 +67,7 @@ def updated_folder(path: Path, stale: Collection[str] = ()) -> Generator[Path]:
     target = Path(os.path.realpath(path))
     with _temporary_folder(target) as folder:
         yield folder
-        written = list(_files(folder))
+        written = manifest.files(folder)
         gone = {*written, *stale, MANIFEST_FILE}
         manifest.write(folder, written, {name: e for name, e in _listed(target).items() if name not in gone})
         if folder.parent == target:
@@ -153,12 +153,6 @@ def _remove_orphans(place: Path, prefix: str) -> None:
                     shutil.rmtree(entry)
                 finally:
                     os.close(descriptor)
-
-
-def _files(folder: Path) -> Iterator[str]:
-    """Every file below `folder`, by its path, parts joined by /."""
-    for place, _, names in os.walk(folder):
-        yield from ((Path(place) / name).relative_to(folder).as_posix() for name in names)
 
 
 def _carry_over(source: Path, folder: Path, gone: Collection[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import hashlib
 import io
 import math
 import os
@@ -41,9 +42,14 @@ class TensorInfo:
     dtype: str
 
     @property
+    def count(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
     def size(self) -> int:
         """Number of bytes."""
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return self.count * DTYPES[self.dtype].itemsize
 
 
 class StoredTensors(Mapping[str, Array]):
@@ -65,6 +71,11 @@ class StoredTensors(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self.info)
+
+    @property
+    def total_size(self) -> int:
+        """Number of bytes of all tensors."""
+        return sum(entry.size for entry in self.info.values())
 
 
 class LazyWeights(Mapping[str, Array], abc.ABC):
@@ -106,6 +117,11 @@ def read_array(path: str | os.PathLike[str], file: io.BufferedReader, offset: in
     if found != info.size:
         raise CheckpointError(path, "Truncated", "ends too early; copy or download it again")
     return array
+
+
+def digest(array: Array) -> tuple[str, tuple[int, ...], bytes]:
+    """What two arrays share when they have the same dtype, shape and bits, without keeping either."""
+    return array.dtype.name, array.shape, hashlib.sha256(raw_bytes(array)).digest()
 
 
 def raw_bytes(array: Array) -> memoryview:
