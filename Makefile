@@ -1,7 +1,7 @@
 # Each target works alone on a machine that has Python >= 3.11 and pip; a second run installs nothing again.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install parity test conformance vectors interop lint format clean
+.PHONY: help install parity test conformance vectors interop cost lint format clean
 
 PYTHON ?= python3
 TENSORFLOW ?= tensorflow-cpu  # x86-64 Linux; elsewhere: make install TENSORFLOW=tensorflow
@@ -34,8 +34,10 @@ vectors: $(INSTALLED) ## Write golden vectors for ports in other languages into 
 	$(BIN)/python -m conformance vectors build/vectors
 
 interop: $(FOLDERS) build/interop4/.installed build/interop5/.installed ## Show that the reference systems read what we write (long; by hand)
+	rm -rf build/interop/folders
+	$(BIN)/python -m tools.interop_folders build/interop/folders
 	build/interop4/bin/python tools/interop.py
-	build/interop5/bin/python tools/interop.py --sentence-transformers
+	build/interop5/bin/python tools/interop.py --sentence-transformers --ctranslate2
 
 build/interop4/.installed: Makefile
 	$(PYTHON) -m venv build/interop4
@@ -46,8 +48,12 @@ build/interop4/.installed: Makefile
 build/interop5/.installed: Makefile
 	$(PYTHON) -m venv build/interop5
 	build/interop5/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.23.0 \
-	  sentence-transformers==6.2.0
+	  sentence-transformers==6.2.0 ctranslate2==4.8.5
 	touch $@
+
+cost: $(INSTALLED) ## Measure memory and time of conversions at base size (by hand; needs 2 GB of disk)
+	rm -rf build/cost
+	$(BIN)/python -m tools.conversion_cost build/cost
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff format --check .

@@ -49,6 +49,10 @@ class Format:
             return key.split("/", 1)[-1]  # without the model's name
         return key.replace("/", ".") if self.module is msgpack else key
 
+    def holds(self, head: str) -> bool:  # noqa: ARG002 - for formats that do not hold every class
+        """Whether a folder of this format can hold the class `head`."""
+        return True
+
     @property
     def shardable(self) -> bool:
         """Whether it is written in parts; the reference's h5 parts have another layout than the whole, of its own."""
