@@ -116,3 +116,11 @@ def test_the_layout_of_bert_is_the_same_table():
         "bert/encoder/layer_._1/intermediate/dense/kernel:0",
         "bert.encoder.layer.1.intermediate.dense.kernel",
     ]
+
+
+def test_the_original_files_of_tensorflow_1_are_named(tmp_path):
+    """No well-kept reader of them exists without TensorFlow."""
+    (tmp_path / "bert_config.json").write_text("{}")
+    (tmp_path / "bert_model.ckpt.index").write_bytes(b"\0")
+    with pytest.raises(CheckpointError, match="a checkpoint of TensorFlow 1, which only TensorFlow reads"):
+        convert(tmp_path, tmp_path / "../out", to="safetensors")

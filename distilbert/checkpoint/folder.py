@@ -101,6 +101,9 @@ def find_weights(folder: Path) -> tuple[Format, Path]:
         for name in (entry.file, entry.index):
             if os.path.lexists(folder / name):
                 return entry, folder / name
+    if any(entry.name.endswith(".ckpt.index") for entry in folder.iterdir()):
+        detail = "holds a checkpoint of TensorFlow 1, which only TensorFlow reads; convert it with transformers 4 first"
+        raise CheckpointError(folder, "VersionUnsupported", detail)
     names = ", ".join(entry.file for entry in FORMATS.values())
     raise CheckpointError(folder, "NotFound", f"holds no weights (none of {names}, whole or with an index of parts)")
 
