@@ -127,7 +127,7 @@ class Machine:
             case "MARK":
                 self._marks.append(len(self._stack))
             case "GLOBAL":
-                self._stack.append(_find_name(_operand(opcode, program)))
+                self._stack.append(_find_name(f"{_line(program)} {_line(program)}"))
             case "STACK_GLOBAL":
                 attribute, module = self._stack.pop(), self._stack.pop()
                 if not isinstance(module, str) or not isinstance(attribute, str):
@@ -217,6 +217,10 @@ class Machine:
 
 def _operand(opcode: pickletools.OpcodeInfo, program: io.BytesIO) -> Any:
     return opcode.arg.reader(program) if opcode.arg else None
+
+
+def _line(program: io.BytesIO) -> str:
+    return program.readline().decode().removesuffix("\n")
 
 
 def _short(text: str) -> str:
