@@ -135,18 +135,15 @@ KEYS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="."),
 SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple) | st.sampled_from([(1,) * 8, (130,), (0, 70000)])
 
 
-@st.composite
-def array_values(draw):
-    dtype, shape = DTYPES[draw(st.sampled_from(list(DTYPES)))], draw(SHAPES)
-    count = int(np.prod(shape))
-    start = draw(st.binary(min_size=dtype.itemsize, max_size=dtype.itemsize))
-    return np.roll(np.frombuffer(start * count, np.uint8), 1).view(dtype).reshape(shape)
+def _array(dtype, shape, start):
+    size = int(np.prod(shape)) * DTYPES[dtype].itemsize
+    return np.arange(start, start + size).astype(np.uint8).view(DTYPES[dtype]).reshape(shape)
 
 
+ARRAYS = st.builds(_array, st.sampled_from(list(DTYPES)), SHAPES, st.integers(0, 255))
 TREES = st.dictionaries(
-    KEYS, st.recursive(array_values(), lambda v: st.dictionaries(KEYS, v, min_size=1, max_size=4), max_leaves=12),
-    max_size=8,
-)  # fmt: skip
+    KEYS, st.recursive(ARRAYS, lambda v: st.dictionaries(KEYS, v, min_size=1, max_size=3), max_leaves=6), max_size=5
+)
 
 
 @quick
