@@ -170,14 +170,13 @@ main(["parity", {str(REFERENCE_FOLDERS[0])!r}, "--backends", {backend!r}])
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("package", "file"), [("pyfive", "tf_model.h5"), ("msgpack", "flax_model.msgpack")])
-def test_a_missing_format_library_is_one_line_too(package, file, tmp_path):
+def test_a_missing_format_library_is_one_line_too(tmp_path):
     (tmp_path / "in").mkdir()
-    for name in ("config.json", file):
+    for name in ("config.json", "tf_model.h5"):
         (tmp_path / "in" / name).write_bytes((REFERENCE_FOLDERS[0] / name).read_bytes())
     code = f"""
 import sys
-sys.modules[{package!r}] = None
+sys.modules["pyfive"] = None
 from distilbert.cli import main
 main(["convert", {str(tmp_path / "in")!r}, {str(tmp_path / "out")!r}, "--to", "safetensors"])
 """

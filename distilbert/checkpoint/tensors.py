@@ -112,16 +112,24 @@ def read_array(path: str | os.PathLike[str], file: io.BufferedReader, offset: in
         CheckpointError: Truncated. The caller has checked the size against the file's before.
     """
     array = np.empty(info.shape, DTYPES[info.dtype])
-    file.seek(offset)
-    found = file.readinto(array.reshape(-1).view(np.uint8).data)
-    if found != info.size:
-        raise CheckpointError(path, "Truncated", "ends too early; copy or download it again")
+    read_into(path, file, offset, array.reshape(-1).view(np.uint8).data)
     return array
 
 
 def digest(array: Array) -> tuple[str, tuple[int, ...], bytes]:
     """What two arrays share when they have the same dtype, shape and bits, without keeping either."""
     return array.dtype.name, array.shape, hashlib.sha256(raw_bytes(array)).digest()
+
+
+def read_into(path: str | os.PathLike[str], file: io.BufferedReader, offset: int, memory: memoryview) -> None:
+    """Fill `memory` with the bytes that begin at `offset`.
+
+    Raises:
+        CheckpointError: Truncated.
+    """
+    file.seek(offset)
+    if file.readinto(memory) != len(memory):
+        raise CheckpointError(path, "Truncated", "ends too early; copy or download it again")
 
 
 def raw_bytes(array: Array) -> memoryview:
