@@ -30,9 +30,9 @@ TOLERANCE = 1e-5
 NAME = f"transformers {transformers.__version__}"
 # The classes of the reference by prefix, with the formats of ours that they read and the arguments that they need.
 READERS: dict[str, dict[str, dict[str, Any]]] = {
-    "": {"safetensors": {}, "safetensors-parts": {}},
-    "TF": {"tf-h5": {}, "safetensors": {"from_pt": True}},
-    "Flax": {"flax-msgpack": {}, "flax-msgpack-parts": {}, "safetensors": {}},
+    "": {"safetensors": {}, "safetensors-parts": {}, "torch-bin": {}, "torch-bin-parts": {}},
+    "TF": {"tf-h5": {}, "safetensors": {"from_pt": True}, "torch-bin": {"from_pt": True}},
+    "Flax": {"flax-msgpack": {}, "flax-msgpack-parts": {}, "safetensors": {}, "torch-bin": {"from_pt": True}},
 }
 Arrays = dict[str, np.ndarray[Any, Any]]
 
