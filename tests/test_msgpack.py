@@ -263,6 +263,8 @@ BROKEN = {
     "shape of 2^64": (fields({"a": leaf([(1 << 64) - 1, 0])}), "ShapeMismatch"),
     "fractional shape": (fields({"a": FOUR.replace(b"\x91\x01", b"\x91\xca")}), "ShapeMismatch"),
     "shape that is no list": (fields({"a": FOUR.replace(b"\x91\x01", b"\xcc\x01")}), "ShapeMismatch"),
+    "shape that is a map": (fields({"a": FOUR.replace(b"\x91\x01", b"\x81\x01")}), "ShapeMismatch"),
+    "three parts called four": (fields({"a": FOUR.replace(b"\x93", b"\x94")}), "HeaderInvalid"),
     "true as a size": (fields({"a": FOUR.replace(b"\x91\x01", b"\x91\xc3")}), "ShapeMismatch"),
     "dtype": (fields({"a": leaf([1], "O", b"\0" * 8)}), "DtypeUnsupported"),
     "structured": (fields({"a": leaf([1], "f4,f4", b"\0" * 8)}), "DtypeUnsupported"),
@@ -270,8 +272,9 @@ BROKEN = {
     "text array": (fields({"a": leaf([1], "U2", b"\0" * 8)}), "DtypeUnsupported"),
     "raw array": (fields({"a": leaf([1], "V8", b"\0" * 8)}), "DtypeUnsupported"),
     "complex": (fields({"a": leaf([1], "complex64", b"\0" * 8)}), "DtypeUnsupported"),
-    "dtype that is bytes": (fields({"a": FOUR.replace(b"\xa7float", b"\xc4\x05float")}), "DtypeUnsupported"),
+    "dtype that is bytes": (fields({"a": FOUR.replace(b"\xa7float", b"\xc4\x07float")}), "DtypeUnsupported"),
     "dtype without end": (fields({"a": leaf([1], "float32" * 30, b"\0" * 8)}), "DtypeUnsupported"),
+    "2^32-1 bytes of dtype": (fields({"a": FOUR.replace(b"\xa7", b"\xdb" + b"\xff" * 4), "b": EIGHT}), "DtypeUnsupported"),
     "dtype that is not UTF-8": (fields({"a": FOUR.replace(b"float", b"\xff\xff\xff\xff\xff")}), "DtypeUnsupported"),
     "dtype that is a list": (
         library.packb({"a": library.ExtType(1, library.packb(([1], ["float32"], b"\0" * 4)))}),
@@ -329,6 +332,12 @@ def test_a_broken_file_is_refused_from_its_headers(case, tmp_path):
     error = refused(tmp_path / "f")
     assert error.kind == kind, error
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("value", ["text", b"bytes", [1], None, 1.5, 7])
+def test_the_error_names_the_place(value, tmp_path):
+    (tmp_path / "f").write_bytes(library.packb({"a": {"b": value}}))
+    assert "holds something at 'a.b' that is neither map nor array" in str(refused(tmp_path / "f"))
 
 
 def _many(entry, count):

@@ -169,7 +169,7 @@ class _Parser:
 
     def array(self, name: str, length: int) -> _Leaf:
         """An extension of `length` bytes: the shape and dtype of an array; its bytes are passed over."""
-        code = int.from_bytes(self.take(1), signed=True)
+        code = self.take(1)[0]
         if code != _ARRAY:
             detail = f"holds MessagePack extension {code} at {name!r}, which is not an array"
             raise CheckpointError(self.path, "HeaderInvalid", detail)
