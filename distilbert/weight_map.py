@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from distilbert.config import DistilBertConfig
+from distilbert.config import DistilBertConfig, PoolingConfig
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Leaf = Literal["weight", "bias"]
@@ -33,6 +33,7 @@ class Module:
     shape: tuple[Size, ...]
     bert: str = ""  # in BERT checkpoints; "" where BERT has no such module
     tf_weight: str = ""  # leaf name in TensorFlow files where it breaks their own rule
+    sentence: str = ""  # in a module's own folder of sentence-transformers
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -63,6 +64,7 @@ ABOVE = (
     Module("classifier", "dense", ("num_labels", "dim")),
     Module("qa_outputs", "dense", (2, "dim")),
 )
+DENSE = Module("pooling.dense", "dense", ("out_features", "dim"), sentence="linear")  # its size is the pooling's
 
 WORD_EMBEDDINGS = f"{EMBEDDINGS[0].name}.weight"
 POSITION_EMBEDDINGS = f"{EMBEDDINGS[1].name}.weight"
@@ -113,7 +115,7 @@ class Layout:
     separator: str = "."
     layer: str = "layer."  # what stands between `transformer` and the layer's number
     suffix: str = ""
-    column: Literal["name", "bert"] = "name"  # the column of the table that holds this layout's names
+    column: Literal["name", "bert", "sentence"] = "name"  # the column of the table that holds this layout's names
     prefixes: tuple[str, ...] = (BASE, "")  # what may stand before the encoder's modules; the first is written
     headless_prefix: str = BASE  # what is written there in a checkpoint without a head
 
@@ -145,6 +147,7 @@ PT = Layout("pt", _SAME)
 TF = Layout("tf", _KERAS, separator="/", layer="layer_._", suffix=":0")
 FLAX = Layout("flax", _FLAX, headless_prefix="")
 BERT = Layout("bert", _SAME, column="bert", prefixes=("bert.", ""))
+SENTENCE = Layout("sentence", _SAME, column="sentence")
 KERAS = Layout("keras", _KERAS)  # attributes of distilbert.tf's modules, which are named as in PyTorch
 DIALECTS = {layout.name: layout for layout in (PT, TF, FLAX)}  # by the `format` that a safetensors file names
 
@@ -158,6 +161,7 @@ _BUFFER = {"embeddings.position_ids": "a buffer, not a weight"}
 TOKEN_TYPE_EMBEDDINGS = "embeddings.token_type_embeddings.weight"  # noqa: S105 - a tensor's name
 NOT_WEIGHTS: dict[str, dict[str, str]] = {
     PT.name: _with_and_without(BASE, _BUFFER),
+    SENTENCE.name: {},
     TF.name: {},
     FLAX.name: {},
     BERT.name: _with_and_without(
@@ -263,10 +267,27 @@ class TensorSpec:
         return stored.transpose(np.argsort(axes)) if axes else stored
 
 
-def tensor_specs(config: DistilBertConfig, head: str = "DistilBertModel") -> dict[str, TensorSpec]:
-    """Every tensor of the class `head` under `config`, by canonical name, in canonical order."""
+def tensor_specs(
+    config: DistilBertConfig, head: str = "DistilBertModel", pooling: PoolingConfig | None = None
+) -> dict[str, TensorSpec]:
+    """Every tensor of the class `head` under `config`, by canonical name, in canonical order.
+
+    With the `pooling` of a sentence embedding, its dense layer too.
+    """
     modules, sizes = HEADS[head].modules, HEADS[head].sizes
-    return _specs(config, [module for module in ABOVE if module.name in modules], sizes)
+    return _specs(config, [module for module in ABOVE if module.name in modules], sizes) | dense_specs(config, pooling)
+
+
+def dense_specs(config: DistilBertConfig, pooling: PoolingConfig | None) -> dict[str, TensorSpec]:
+    """The tensors of a pooling's dense layer, which lie in a file of their own; none where it has no such layer."""
+    if pooling is None or pooling.dense is None:
+        return {}
+    leaves, sizes = (
+        DENSE.leaves if pooling.dense.bias else DENSE.leaves[:1],
+        {"out_features": pooling.dense.out_features},
+    )
+    specs = (TensorSpec(DENSE, leaf, None, _shape(DENSE, leaf, None, config, sizes)) for leaf in leaves)
+    return {spec.name: spec for spec in specs}
 
 
 def tied(config: DistilBertConfig, head: str) -> tuple[str, ...]:
@@ -275,10 +296,10 @@ def tied(config: DistilBertConfig, head: str) -> tuple[str, ...]:
     return (TIED_PROJECTOR,) if projects and config.tie_word_embeddings else ()
 
 
-def trained(config: DistilBertConfig, head: str) -> dict[str, TensorSpec]:
+def trained(config: DistilBertConfig, head: str, pooling: PoolingConfig | None = None) -> dict[str, TensorSpec]:
     """The tensors of the class `head` that training changes, each once: no sinusoidal table, no tied projector."""
     fixed = {*tied(config, head), *([POSITION_EMBEDDINGS] if config.sinusoidal_pos_embds else [])}
-    return {name: spec for name, spec in tensor_specs(config, head).items() if name not in fixed}
+    return {name: spec for name, spec in tensor_specs(config, head, pooling).items() if name not in fixed}
 
 
 def all_specs(config: DistilBertConfig) -> dict[str, TensorSpec]:
