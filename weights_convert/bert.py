@@ -62,8 +62,8 @@ def config_from_bert(values: Mapping[str, Any]) -> DistilBertConfig:
 class BertCheckpoint(Checkpoint):
     """A BERT encoder read as DistilBERT: canonical names, token-type row 0 folded into the positions."""
 
-    def __init__(self, folder: Path, config: DistilBertConfig, *, dtype: str | None = None) -> None:
-        super().__init__(folder, config, "DistilBertModel", layout=weight_map.BERT, dtype=dtype)
+    def __init__(self, folder: Path, config: DistilBertConfig, **options: Any) -> None:
+        super().__init__(folder, config, "DistilBertModel", layout=weight_map.BERT, **options)
         self._token_types = self._find_token_types()
 
     def __getitem__(self, name: str) -> Array:

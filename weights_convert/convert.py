@@ -61,8 +61,8 @@ def convert(
     safely.check_folder(source)
     if destination.resolve().is_relative_to(source.resolve()):
         raise CheckpointError(destination, "DestinationExists", f"lies in the source folder {source}; choose another")
-    encoder, pooling = read_pooling(source)
-    checkpoint = open_source(encoder, dtype=dtype)
+    encoder, pooling, dense = read_pooling(source)
+    checkpoint = open_source(encoder, dtype=dtype, settings={"pooling": pooling}, dense=dense)
     if progress is not None:
         checkpoint.on_read(progress)
     with safely.new_folder(destination) as folder:
@@ -75,17 +75,20 @@ def convert(
     return Conversion(checkpoint.head, checkpoint.report, files)
 
 
-def open_source(folder: Path, *, dtype: str | None = None) -> Checkpoint:
-    """The checkpoint in `folder`, DistilBERT's or BERT's, as a DistilBERT of the class that it holds."""
+def open_source(folder: Path, **options: Any) -> Checkpoint:
+    """The checkpoint in `folder`, DistilBERT's or BERT's, as a DistilBERT of the class that it holds.
+
+    `options` are those of a checkpoint, such as `dtype`.
+    """
     find_weights(folder)
     values = safely.read_json(folder / CONFIG_FILE, MAX_CONFIG_BYTES)
     try:
         if values.get("model_type") == "bert":
-            return BertCheckpoint(folder, config_from_bert(values), dtype=dtype)
+            return BertCheckpoint(folder, config_from_bert(values), **options)
         config = DistilBertConfig.from_dict(values)
     except ConfigError as error:
         raise ConfigError(f"{folder / CONFIG_FILE}: {error}") from None
-    return Checkpoint(folder, config, find_head(folder, config), dtype=dtype)
+    return Checkpoint(folder, config, find_head(folder, config), **options)
 
 
 def _copy_other_files(source: Path, destination: Path) -> None:

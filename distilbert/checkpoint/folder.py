@@ -85,10 +85,7 @@ def write_weights(
         CheckpointError: the format is unknown, or the folder holds weights in another format.
     """
     target = check_format(format)
-    for other in FORMATS.values():
-        if other is not target and os.path.lexists(folder / other.file):
-            detail = f"holds {other.file}; two weight files in a folder could disagree, choose another folder"
-            raise CheckpointError(folder, "DestinationExists", detail)
+    check_alone(folder, format)
     headless = all(spec.in_encoder for spec in specs.values())
     sources = {stored: spec for spec in specs.values() for stored in target.stored_names(spec, head, headless=headless)}
     info = {
@@ -102,6 +99,18 @@ def write_weights(
 
     target.module.write(folder / target.file, info, read_stored)
     return folder / target.file
+
+
+def check_alone(folder: Path, name: str) -> None:
+    """Refuse a folder that holds weights in another format than that of the name.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    for other in FORMATS.values():
+        if other.name != name and os.path.lexists(folder / other.file):
+            detail = f"holds {other.file}; two weight files in a folder could disagree, choose another folder"
+            raise CheckpointError(folder, "DestinationExists", detail)
 
 
 def check_format(name: str) -> Format:

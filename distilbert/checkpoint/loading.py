@@ -14,17 +14,17 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 
 from distilbert import weight_map
 from distilbert.checkpoint.folder import find_weights, open_weights
 from distilbert.checkpoint.hub import find_folder
-from distilbert.checkpoint.sentence_transformers import read_pooling
+from distilbert.checkpoint.sentence_transformers import DenseFolder, read_pooling
 from distilbert.checkpoint.tensors import DTYPES, FLOATS, Array, is_finite, raw_bytes
-from distilbert.config import DistilBertConfig
-from distilbert.errors import CheckpointError, Kind
+from distilbert.config import CONFIG_FILE, DistilBertConfig
+from distilbert.errors import CheckpointError, ConfigError, Kind
 from distilbert.initialization import initial_tensor
 from distilbert.positions import sinusoidal_table
 from distilbert.weight_map import Layout, TensorSpec
@@ -34,7 +34,10 @@ LABEL_FIELDS = ("num_labels", "id2label")  # an override of these asks for a hea
 
 @dataclass(frozen=True, eq=False, repr=False)  # equal to itself only: NNX hashes and prints what a module holds
 class LoadReport:
-    """What a load did with every tensor. Canonical names, except that `skipped` and `renamed` have stored ones."""
+    """What a load did with every tensor. Canonical names, except that `skipped` and `renamed` have stored ones.
+
+    The stored names of a dense layer behind a pooling stand behind its folder's name, as paths do.
+    """
 
     source: str
     loaded: tuple[str, ...] = ()
@@ -44,6 +47,14 @@ class LoadReport:
     cast: dict[str, str] = field(default_factory=dict[str, str])  # canonical -> "float16 to float32"
     new: dict[str, str] = field(default_factory=dict[str, str])  # canonical -> why it was made, not read
     skipped: dict[str, str] = field(default_factory=dict[str, str])  # stored -> why it is not needed
+
+    def including(self, other: LoadReport, place: str) -> LoadReport:
+        """This report with that of a folder `place` inside."""
+        stored = {
+            part: getattr(self, part) | {f"{place}/{name}": value for name, value in getattr(other, part).items()}
+            for part in ("renamed", "skipped")
+        }
+        return dataclasses.replace(self, loaded=self.loaded + other.loaded, cast=self.cast | other.cast, **stored)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON holds it."""
@@ -87,20 +98,30 @@ class Checkpoint(Mapping[str, Array]):
         strict: bool = True,
         new_head: bool = False,
         settings: Mapping[str, Any] | None = None,
+        dense: DenseFolder | None = None,
     ) -> None:
         found, detected, self._stored = open_weights(folder)
         self.path, self.layout = folder / found.file, layout or detected
         self.config, self.head, self.settings = config, head, dict(settings or {})
-        self.specs = weight_map.tensor_specs(config, head)
+        self.specs = self._find_specs()
         self._dtype = dtype
         self._progress: Callable[[int, int], None] | None = None
         self._read_names: set[str] = set()
+        self._dense: DenseCheckpoint | None = None
         plain_names = {name: found.plain_name(name) for name in self._stored.info}
-        self._plan = _make_plan(plain_names, self.layout, config, head, new_head=new_head)
+        self._plan = _make_plan(plain_names, self.layout, config, head, self.specs, new_head=new_head)
         if new_head:
             self._replace_misshapen_head()
         self._refuse_misfits(self._plan.unexpected if strict else [])
         self.report = self._report()
+        if dense is not None:
+            self._dense = DenseCheckpoint.open(dense, config, dtype=dtype, strict=strict, settings=settings)
+            self.specs |= self._dense.specs
+            self.report = self.report.including(self._dense.report, dense.path.name)
+
+    def _find_specs(self) -> dict[str, TensorSpec]:
+        """The tensors of the class, by canonical name."""
+        return weight_map.tensor_specs(self.config, self.head)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.specs)
@@ -112,6 +133,8 @@ class Checkpoint(Mapping[str, Array]):
         self._read_names.add(name)
         if self._progress is not None:
             self._progress(len(self._read_names), len(self))
+        if self._dense is not None and name in self._dense.specs:
+            return self._dense[name]
         if name in self._plan.new:
             return self._converted(name, _make(self.config, self.specs[name]))
         return self._converted(name, self._read(self._source_of(name)))
@@ -124,6 +147,8 @@ class Checkpoint(Mapping[str, Array]):
         """Name of the dtype that indexing returns."""
         if self._dtype is not None:
             return self._dtype
+        if self._dense is not None and name in self._dense.specs:
+            return self._dense.dtype(name)
         if name in self._plan.new:
             return "float32"
         return self._stored.info[self._plan.sources[self._source_of(name)][0]].dtype
@@ -209,6 +234,25 @@ class Checkpoint(Mapping[str, Array]):
         )
 
 
+class DenseCheckpoint(Checkpoint):
+    """The dense layer behind a pooling, which has a folder of its own."""
+
+    @classmethod
+    def open(cls, folder: DenseFolder, config: DistilBertConfig, **options: Any) -> Self:
+        """The layer in `folder`; `options` are those of a checkpoint, the pooling among the settings.
+
+        Raises:
+            ConfigError: it is for vectors of another width than the encoder's.
+        """
+        if folder.in_features != config.dim:
+            path, found = folder.path / CONFIG_FILE, folder.in_features
+            raise ConfigError(f"{path}: in_features must be {config.dim}, the dim of the encoder, got {found!r}.")
+        return cls(folder.path, config, "DistilBertForSentenceEmbedding", layout=weight_map.SENTENCE, **options)
+
+    def _find_specs(self) -> dict[str, TensorSpec]:
+        return weight_map.dense_specs(self.config, self.settings["pooling"])
+
+
 def open_checkpoint(
     folder_or_hub_id: str | os.PathLike[str],
     head: str,
@@ -225,13 +269,16 @@ def open_checkpoint(
         CheckpointError: the files are not a checkpoint of this class. ConfigError: config.json is wrong.
     """
     folder = find_folder(folder_or_hub_id, revision=revision)
-    encoder, pooling = read_pooling(folder)
+    encoder, pooling, dense = read_pooling(folder)
     find_weights(encoder)
     stored = DistilBertConfig.from_pretrained(encoder)
     config = stored.replace(**config_overrides)
     new_head = new_head or (not config_overrides.keys().isdisjoint(LABEL_FIELDS) and _other_labels(config, stored))
-    settings = {"pooling": pooling} if head == "DistilBertForSentenceEmbedding" else {}
-    checkpoint = Checkpoint(encoder, config, head, dtype=dtype, strict=strict, new_head=new_head, settings=settings)
+    embeds = head == "DistilBertForSentenceEmbedding"
+    settings, dense = ({"pooling": pooling}, dense) if embeds else ({}, None)
+    checkpoint = Checkpoint(
+        encoder, config, head, dtype=dtype, strict=strict, new_head=new_head, settings=settings, dense=dense
+    )
     made = [name for name in checkpoint.report.new if checkpoint.specs[name].module in weight_map.ABOVE]
     if made:
         text = f"{checkpoint.path}: new, with initial weights: {', '.join(made)}; train the model before you use it."
@@ -271,12 +318,13 @@ def _make_plan(
     layout: Layout,
     config: DistilBertConfig,
     head: str,
+    specs: dict[str, TensorSpec],
     *,
     new_head: bool,
 ) -> _Plan:
     """Account for every stored name (given with its plain spelling in the layout) and every tensor of the class."""
-    specs = weight_map.tensor_specs(config, head)
-    known = {name: spec for spec in weight_map.all_specs(config).values() for name in spec.accepted_names(layout)}
+    every = weight_map.all_specs(config) | specs
+    known = {name: spec for spec in every.values() for name in spec.accepted_names(layout)}
     plan = _Plan({}, weight_map.tied(config, head), {}, {}, [], [])
     if _holds_larger_head(head, {known[plain].module.name for plain in plain_names.values() if plain in known}):
         wanted = {name for name, spec in specs.items() if spec.in_encoder}

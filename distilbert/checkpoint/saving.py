@@ -23,17 +23,20 @@ def save_checkpoint(
 ) -> None:
     """Write a model of the class `head` as a checkpoint folder; each file appears whole or not at all.
 
+    With the `pooling` of a sentence embedding, `weights` hold its dense layer too, which gets a folder of its own.
+
     Raises:
         CheckpointError: the format is unknown, or the folder holds weights in another format.
     """
     target = check_format(format)
     tied = weight_map.tied(config, head)  # stored once, as the reference does
     specs = {name: spec for name, spec in weight_map.tensor_specs(config, head).items() if name not in tied}
+    names = [*specs, *weight_map.dense_specs(config, pooling)]
     if isinstance(weights, Checkpoint):  # known without reading
-        dtypes = {name: weights.dtype(name) for name in specs}
+        dtypes = {name: weights.dtype(name) for name in names}
     else:
-        dtypes = {name: weights[name].dtype.name for name in specs}
+        dtypes = {name: weights[name].dtype.name for name in names}
     write_weights(folder, format, head, specs, dtypes, weights.__getitem__)
     if pooling is not None:
-        write_pooling(folder, config, pooling)
+        write_pooling(folder, config, pooling, dtypes, weights.__getitem__)
     write_config(folder, config, head, target.written_dtype(dtypes[weight_map.WORD_EMBEDDINGS]))
