@@ -34,7 +34,7 @@ _ACTIVATIONS = {
     "gelu": "torch.nn.modules.activation.GELU",
     "silu": "torch.nn.modules.activation.SiLU",
 }
-# What a Dense module may say for its layer to be the one that we have; the first is its default.
+# What modules behind the pooling may say and compute what ours do; the first is the default.
 _ALLOWED = {
     "module_input_name": ("sentence_embedding",),
     "module_output_name": (None, "sentence_embedding"),
@@ -75,6 +75,8 @@ def read_pooling(folder: Path) -> SentenceFolder:
     encoder = places.get("Transformer", folder)
     mode = _read_mode(places["Pooling"] / CONFIG_FILE) if "Pooling" in places else PoolingConfig().mode
     dense, dense_folder = _read_dense(places["Dense"]) if "Dense" in places else (None, None)
+    if "Normalize" in places and (places["Normalize"] / CONFIG_FILE).is_file():  # version 2 writes none
+        _read_module(places["Normalize"] / CONFIG_FILE)
     pooling = PoolingConfig(mode, "Normalize" in places, _read_length(encoder), dense)
     return SentenceFolder(encoder, pooling, dense_folder)
 
@@ -112,12 +114,18 @@ def _read_mode(path: Path) -> str:
     return names[str(modes[0])]
 
 
-def _read_dense(folder: Path) -> tuple[DenseConfig, DenseFolder]:
-    path = folder / CONFIG_FILE
+def _read_module(path: Path) -> dict[str, Any]:
+    """The settings of a module that turns one sentence vector into another."""
     values = safely.read_json(path)
     for name, allowed in _ALLOWED.items():
         if values.get(name, allowed[0]) not in allowed:
             raise ConfigError(f"{path}: {name} must be {allowed[-1]!r}, got {values[name]!r}.")
+    return values
+
+
+def _read_dense(folder: Path) -> tuple[DenseConfig, DenseFolder]:
+    path = folder / CONFIG_FILE
+    values = _read_module(path)
     names = {name: activation for activation, name in _ACTIVATIONS.items()}
     given = values.get("activation_function", _ACTIVATIONS["tanh"])
     if not isinstance(given, str) or given not in names:
