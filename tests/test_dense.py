@@ -23,6 +23,7 @@ from distilbert.errors import CheckpointError, ConfigError
 from distilbert.initialization import initial_weights
 from distilbert.tasks.embedding import SentenceEncoder
 from distilbert.weight_map import HEADS
+from tests.masked_lm import number_of_trained_tensors
 from tests.support import BACKENDS, DATA, new_model, run, run_cli, run_python, to_numpy
 from weights_convert import convert
 
@@ -131,6 +132,7 @@ class TestEveryBackend:
         models = [getattr(load_backend(b), HEAD).from_config(CONFIG, seed=5, pooling=pooling) for b in BACKENDS]
         expected = initial_weights(CONFIG, HEAD, seed=5, pooling=pooling)
         assert all(same(model.weights_by_name(), expected) for model in models)
+        assert {number_of_trained_tensors(model) for model in models} == {len(expected)}  # no bias where there is none
         assert same(initial_weights(CONFIG, HEAD, seed=5), {n: a for n, a in expected.items() if "dense" not in n})
         assert expected[WEIGHT].std() == pytest.approx(0.02, rel=0.2)
         assert (BIAS in expected) == pooling.dense.bias
@@ -203,6 +205,15 @@ def test_the_layer_has_the_encoders_dtype(backend, dtype, tmp_path):
     narrow = load(backend, tmp_path)
     assert {array.dtype.name for array in narrow.weights_by_name().values()} == {"float32"}
     assert narrow.load_report.cast[WEIGHT] == f"{dtype} to float32"
+
+
+def test_a_conversion_keeps_a_dtype_that_only_the_layer_has(folder, tmp_path):
+    edit_dense(folder, lambda tensors: tensors.update({n: a.astype(np.float16) for n, a in tensors.items()}))
+    given = dict(open_checkpoint(folder, HEAD))
+    convert(folder, tmp_path / "out", to="tf-h5")
+    stored = load_file(tmp_path / "out" / "2_Dense" / "model.safetensors")
+    assert {array.dtype.name for array in stored.values()} == {"float16"}
+    assert same(dict(open_checkpoint(tmp_path / "out", HEAD)), given)
 
 
 def test_gradient_checkpointing_changes_no_embedding(backend):
