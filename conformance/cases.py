@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilbert.checks import IGNORE
-from distilbert.config import ACTIVATIONS, POOLING_MODES, DistilBertConfig, PoolingConfig
+from distilbert.config import ACTIVATIONS, POOLING_MODES, DenseConfig, DistilBertConfig, PoolingConfig
 from distilbert.weight_map import HEADS, WORD_EMBEDDINGS, tensor_specs, tied
 
 Inputs = dict[str, Any]
@@ -99,6 +99,7 @@ def _column(inputs: Inputs) -> Inputs:
 
 
 TARGETS = ("labels", "start_positions", "end_positions")
+_TANH, _PLAIN = DenseConfig(20), DenseConfig(40, bias=False, activation="identity")
 OPTIONS = (
     Option("plain"),
     Option("restarting positions", alter=_restarting_positions),
@@ -121,6 +122,8 @@ OPTIONS = (
         for mode in POOLING_MODES
         for unit in (False, True)
     ),
+    Option("dense layer, unit length", (SENTENCE,), settings={"pooling": PoolingConfig(normalize=True, dense=_TANH)}),
+    Option("dense layer without bias", (SENTENCE,), settings={"pooling": PoolingConfig("cls", dense=_PLAIN)}),
 )
 
 
@@ -155,7 +158,7 @@ class Case:
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """The model's weights, in the case's dtype."""
-        return weights(self.config, self.head, dtype=self.dtype)
+        return weights(self.config, self.head, dtype=self.dtype, **self.settings)
 
     def inputs(self) -> Inputs:
         """The call's arguments, targets included."""
@@ -188,12 +191,17 @@ def _possible(head: str, mask: str, option: Option) -> bool:
 
 
 def weights(
-    config: DistilBertConfig = CONFIG, head: str = MODEL, *, dtype: str = "float32", seed: int = 0
+    config: DistilBertConfig = CONFIG,
+    head: str = MODEL,
+    *,
+    dtype: str = "float32",
+    seed: int = 0,
+    pooling: PoolingConfig | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Weights of the class `head`, drawn so that every tensor matters, rounded to `dtype`."""
     random = np.random.default_rng(seed)
     drawn: dict[str, NDArray[Any]] = {}
-    for name, spec in tensor_specs(config, head).items():
+    for name, spec in tensor_specs(config, head, pooling).items():
         values = random.normal(0.0, 0.2, spec.shape)
         if spec.module.kind == "norm" and spec.leaf == "weight":
             values = 1.0 + values

@@ -29,7 +29,7 @@ Parts = dict[str, Arrays]  # "outputs", "loss", "gradients", "step" -> place -> 
 
 # Weight decay is large and the learning rate that of fine-tuning, so that a wrong decay shows above the rounding of
 # float32, and rounding of gradients near zero, which AdamW scales up to the learning rate, does not.
-STEP = {"learning_rate": 5e-5, "weight_decay": 0.5, "eps": 1e-4}
+STEP: dict[str, Any] = {"learning_rate": 5e-5, "weight_decay": 0.5, "eps": 1e-4}
 EXACT_ZERO = 1e-12  # below this part of the largest gradient, a float64 gradient is rounding
 
 
@@ -62,7 +62,7 @@ def expected(case: Case, alter: Callable[[Arrays], Arrays] = lambda weights: wei
     if case.differentiated:
         gradients = reference_training.gradients(case.head, case.config, given, inputs, **case.settings)
         parts["gradients"] = gradients
-        parts["step"] = reference_training.step(case.head, case.config, given, gradients, **STEP)
+        parts["step"] = reference_training.step(case.head, case.config, given, gradients, **case.settings, **STEP)
     return parts
 
 
@@ -158,4 +158,6 @@ def _adapter(
     backend: str, head: str, config: DistilBertConfig, settings: tuple[tuple[str, Any], ...], dtype: str, kernel: str
 ) -> Adapter:
     """A model that several cases share."""
-    return make(backend, head, config, weights(config, head, dtype=dtype), kernel=kernel, **dict(settings))
+    return make(
+        backend, head, config, weights(config, head, dtype=dtype, **dict(settings)), kernel=kernel, **dict(settings)
+    )

@@ -7,6 +7,7 @@ they get. It names a float32 case in which it shows; that case must pass without
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -18,7 +19,7 @@ from conformance.cases import ANSWERS, CHOICES, MASKED_LM, MODEL, OPTIONS, SENTE
 from conformance.comparison import TOLERANCES, Parts, expected, first_failure
 from distilbert import reference, reference_training
 from distilbert.checks import IGNORE
-from distilbert.config import PoolingConfig
+from distilbert.config import DenseConfig, PoolingConfig
 from distilbert.weight_map import WORD_EMBEDDINGS
 
 Weights = dict[str, Any]
@@ -210,6 +211,18 @@ def _decay_in_gradient(weight: Any, gradient: Any, *, weight_decay: float, **opt
     return _BACKWARD["adamw"](weight, gradient + weight_decay * weight, weight_decay=0.0, **options)
 
 
+def _project_plainly(x: Any, weights: Any, dense: DenseConfig) -> Any:
+    return _PROJECT(x, weights, dataclasses.replace(dense, activation="identity"))
+
+
+def _unit_before_dense(hidden: Any, mask: Any, pooling: Any, weights: Any) -> Any:
+    return reference.project(reference.unit(reference.pool(hidden, mask, pooling)), weights, pooling.dense)
+
+
+_PROJECT = reference.project
+_DENSE = "dense layer, unit length"
+
+
 ENCODER = (
     Mutant("tanh GELU", {"forward.ACTIVATIONS": {**reference.ACTIVATIONS, "gelu": reference.gelu_new}}),
     Mutant("LayerNorm epsilon 1e-6", {"forward.LAYER_NORM_EPS": 1e-6}),
@@ -248,6 +261,9 @@ HEADS = (
     Mutant("start and end swapped", alter=_changed("qa_outputs.weight", lambda w: w[::-1]), head=ANSWERS),
     Mutant("choices flattened the other way", {"forward.flatten_choices": _choices_last}, head=CHOICES),
     Mutant("token classifier bias dropped", alter=_changed("classifier.bias", np.zeros_like), head=TOKENS),
+    Mutant("dense activation left out", {"forward.project": _project_plainly}, head=SENTENCE, option=_DENSE),
+    Mutant("dense bias dropped", alter=_changed("pooling.dense.bias", np.zeros_like), head=SENTENCE, option=_DENSE),
+    Mutant("unit length before dense", {"forward.sentence_vectors": _unit_before_dense}, head=SENTENCE, option=_DENSE),
 )
 LOSSES = (
     Mutant("mean over ignored labels too", {"forward.cross_entropy": _counting_all}, head=TOKENS),
@@ -278,6 +294,12 @@ GRADIENTS = (
     Mutant(
         "tanh GELU in the derivative",
         {"backward.DERIVATIVES": {**reference_training.DERIVATIVES, "gelu": reference_training.gelu_new}},
+    ),
+    Mutant(
+        "dense activation forgotten on the way back",
+        {"backward.DERIVATIVES": {**reference_training.DERIVATIVES, "tanh": np.ones_like}},
+        head=SENTENCE,
+        option=_DENSE,
     ),
     Mutant("cosine taken as dot product", {"backward.unit": _not_projected}, head=SENTENCE),
     Mutant(

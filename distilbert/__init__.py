@@ -15,6 +15,7 @@ _CORE = {
     "CheckpointError": "distilbert.errors",
     "ConfigError": "distilbert.errors",
     "DataError": "distilbert.errors",
+    "DenseConfig": "distilbert.config",
     "DistilBertConfig": "distilbert.config",
     "DistilBertTokenizerFast": "distilbert.tokenization.fast",
     "MissingDependencyError": "distilbert.errors",

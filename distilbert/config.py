@@ -31,6 +31,7 @@ LAYER_NORM_EPS = 1e-12  # not a field: every DistilBERT has it
 ACTIVATIONS = ("gelu", "gelu_new", "quick_gelu", "relu", "silu", "swish", "tanh")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 POOLING_MODES = ("mean", "cls", "max", "mean_sqrt_len")
+DENSE_ACTIVATIONS = ("identity", "tanh", "relu", "gelu", "silu")
 ALIASES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
 # Fields by which other software fetches or selects code: dropped on reading, neither acted on nor passed on.
 CODE_FIELDS = (
@@ -287,21 +288,49 @@ class DistilBertConfig:
 
 
 @dataclass(frozen=True)
+class DenseConfig:
+    """A dense layer behind a pooling: the sentence vector's width, whether there is a bias, and what follows it."""
+
+    out_features: int
+    bias: bool = True
+    activation: str = "tanh"
+
+    def __post_init__(self) -> None:
+        _integer(1, 1 << 16)("out_features", self.out_features)
+        _boolean("bias", self.bias)
+        _one_of(*DENSE_ACTIVATIONS)("dense activation", self.activation)
+
+
+@dataclass(frozen=True)
 class PoolingConfig:
     """How token vectors become one sentence vector.
 
     `mode` is mean (over the kept tokens), cls (the first token), max, or mean_sqrt_len (sum over the square root of
-    the count); `normalize` scales the result to length 1; `max_seq_length` is where a tokenizer cuts, in tokens.
+    the count); `normalize` scales the result to length 1; `max_seq_length` is where a tokenizer cuts, in tokens;
+    `dense` is a layer between the two, None for none.
     """
 
     mode: str = "mean"
     normalize: bool = False
     max_seq_length: int | None = None
+    dense: DenseConfig | None = None
 
     def __post_init__(self) -> None:
         _one_of(*POOLING_MODES)("pooling mode", self.mode)
         _boolean("normalize", self.normalize)
         _optional_integer(1, 1 << 20)("max_seq_length", self.max_seq_length)
+        if not isinstance(self.dense, DenseConfig | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"dense must be a DenseConfig or None, got {self.dense!r}.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The settings that `dataclasses.asdict` made a dict of."""
+        dense: dict[str, Any] | None = values.get("dense")
+        return cls(**dict(values, dense=None if dense is None else DenseConfig(**dense)))
+
+    def width(self, dim: int) -> int:
+        """Of a sentence vector, when token vectors have the width `dim`."""
+        return dim if self.dense is None else self.dense.out_features
 
 
 def _resolve_names(values: Mapping[str, Any]) -> dict[str, Any]:

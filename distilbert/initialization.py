@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from distilbert.config import DistilBertConfig
+from distilbert.config import DistilBertConfig, PoolingConfig
 from distilbert.positions import sinusoidal_table
 from distilbert.weight_map import (
     POSITION_EMBEDDINGS,
@@ -22,11 +22,12 @@ from distilbert.weight_map import (
 
 
 def initial_weights(
-    config: DistilBertConfig, head: str = "DistilBertModel", *, seed: int = 0
+    config: DistilBertConfig, head: str = "DistilBertModel", *, seed: int = 0, pooling: PoolingConfig | None = None
 ) -> dict[str, NDArray[np.float32]]:
     """Weights of the class `head` by canonical name, float32. `seed` is an integer from 0 to 2**32 - 1."""
     random = np.random.RandomState(seed)
-    weights = {name: initial_tensor(config, spec, random) for name, spec in tensor_specs(config, head).items()}
+    specs = tensor_specs(config, head, pooling)
+    weights = {name: initial_tensor(config, spec, random) for name, spec in specs.items()}
     return weights | dict.fromkeys(tied(config, head), weights[WORD_EMBEDDINGS])
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from distilbert.checks import IGNORE
-from distilbert.config import LAYER_NORM_EPS, DistilBertConfig, PoolingConfig
+from distilbert.config import LAYER_NORM_EPS, DenseConfig, DistilBertConfig, PoolingConfig
 from distilbert.outputs import (
     BaseModelOutput,
     MaskedLMOutput,
@@ -67,12 +67,14 @@ ACTIVATIONS: dict[str, Callable[[Float64], Float64]] = {
     "silu": silu,
     "swish": silu,
     "tanh": np.tanh,
+    "identity": lambda x: x,
 }
 
 
-def linear(x: Float64, weights: Weights, name: str) -> Float64:
-    """X W^T + b for the module `name`; the last axis of x changes."""
-    return x @ weights[f"{name}.weight"].astype(np.float64).T + weights[f"{name}.bias"].astype(np.float64)
+def linear(x: Float64, weights: Weights, name: str, *, bias: bool = True) -> Float64:
+    """X W^T + b for the module `name`, or without b; the last axis of x changes."""
+    product = x @ weights[f"{name}.weight"].astype(np.float64).T
+    return product + weights[f"{name}.bias"].astype(np.float64) if bias else product
 
 
 def layer_norm(x: Float64, weights: Weights, name: str) -> Float64:
@@ -215,7 +217,21 @@ def pool(hidden: Float64, attention_mask: ArrayLike | None, pooling: PoolingConf
         pooled = np.where(count != 0, pooled, 0.0)
     else:
         pooled = total / np.maximum(count if pooling.mode == "mean" else np.sqrt(count), 1e-9)
-    return unit(pooled) if pooling.normalize else pooled
+    return pooled
+
+
+def project(x: Float64, weights: Weights, dense: DenseConfig) -> Float64:
+    """The dense layer behind a pooling: (batch, dim) to (batch, out_features)."""
+    return ACTIVATIONS[dense.activation](linear(x, weights, "pooling.dense", bias=dense.bias))
+
+
+def sentence_vectors(
+    hidden: Float64, attention_mask: ArrayLike | None, pooling: PoolingConfig, weights: Weights
+) -> Float64:
+    """Token vectors pooled, then through the dense layer if there is one, then scaled to length 1 if asked for."""
+    x = pool(hidden, attention_mask, pooling)
+    x = x if pooling.dense is None else project(x, weights, pooling.dense)
+    return unit(x) if pooling.normalize else x
 
 
 def cross_entropy(logits: Float64, labels: ArrayLike) -> Any:
@@ -352,7 +368,8 @@ def sentence_embedding(
 ) -> SentenceEmbeddingOutput:
     """As `DistilBertForSentenceEmbedding` returns it; inputs as for `model`."""
     hidden, *states = model(config, weights, **inputs)
-    return SentenceEmbeddingOutput(pool(hidden, inputs.get("attention_mask"), pooling or PoolingConfig()), *states)
+    vectors = sentence_vectors(hidden, inputs.get("attention_mask"), pooling or PoolingConfig(), weights)
+    return SentenceEmbeddingOutput(vectors, *states)
 
 
 HEADS: dict[str, Callable[..., Any]] = {

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from distilbert import reference, weight_map
 from distilbert.checks import IGNORE
-from distilbert.config import LAYER_NORM_EPS, DistilBertConfig, PoolingConfig
+from distilbert.config import LAYER_NORM_EPS, DenseConfig, DistilBertConfig, PoolingConfig
 from distilbert.reference import Float64, Weights, sigmoid
 
 Gradients = dict[str, Float64]
@@ -55,6 +55,7 @@ DERIVATIVES: dict[str, Callable[[Float64], Float64]] = {
     "silu": silu,
     "swish": silu,
     "tanh": lambda x: 1.0 - np.tanh(x) ** 2,
+    "identity": np.ones_like,
 }
 
 
@@ -63,11 +64,14 @@ def add(into: Gradients, name: str, gradient: Float64) -> None:
     into[name] = into[name] + gradient if name in into else gradient
 
 
-def linear(gradient: Float64, x: Float64, weights: Weights, name: str, into: Gradients) -> Float64:
-    """Of x W^T + b."""
+def linear(
+    gradient: Float64, x: Float64, weights: Weights, name: str, into: Gradients, *, bias: bool = True
+) -> Float64:
+    """Of x W^T + b, or of x W^T."""
     rows = gradient.reshape(-1, gradient.shape[-1])
     add(into, f"{name}.weight", rows.T @ x.reshape(-1, x.shape[-1]))
-    add(into, f"{name}.bias", rows.sum(axis=0))
+    if bias:
+        add(into, f"{name}.bias", rows.sum(axis=0))
     return gradient @ weights[f"{name}.weight"]
 
 
@@ -235,11 +239,8 @@ def ranking_loss(embeddings: Float64, scale: float = 20.0) -> Float64:
 
 
 def pool(gradient: Float64, hidden: Float64, attention_mask: ArrayLike | None, pooling: PoolingConfig) -> Float64:
-    """Of the sentence vectors with respect to the token vectors."""
+    """Of the pooled vectors with respect to the token vectors."""
     mask = np.ones(hidden.shape[:2]) if attention_mask is None else np.asarray(attention_mask, np.float64)
-    if pooling.normalize:
-        raw = reference.pool(hidden, attention_mask, PoolingConfig(pooling.mode))
-        gradient = unit(gradient, raw)
     count = mask.sum(axis=1, keepdims=True)  # (batch, 1)
     if pooling.mode in ("mean", "mean_sqrt_len"):
         gradient = gradient / np.maximum(count if pooling.mode == "mean" else np.sqrt(count), 1e-9)
@@ -252,6 +253,32 @@ def pool(gradient: Float64, hidden: Float64, attention_mask: ArrayLike | None, p
     of_hidden = np.zeros_like(hidden)
     np.put_along_axis(of_hidden, chosen, gradient[:, None, :], axis=1)
     return of_hidden
+
+
+def project(gradient: Float64, x: Float64, weights: Weights, dense: DenseConfig, into: Gradients) -> Float64:
+    """Of the dense layer behind a pooling."""
+    inner = reference.linear(x, weights, "pooling.dense", bias=dense.bias)
+    gradient = gradient * DERIVATIVES[dense.activation](inner)
+    return linear(gradient, x, weights, "pooling.dense", into, bias=dense.bias)
+
+
+def sentence_vectors(
+    gradient: Float64,
+    hidden: Float64,
+    attention_mask: ArrayLike | None,
+    pooling: PoolingConfig,
+    weights: Weights,
+    into: Gradients,
+) -> Float64:
+    """Of the sentence vectors with respect to the token vectors."""
+    pooled = reference.pool(hidden, attention_mask, pooling)
+    if pooling.normalize:
+        gradient = unit(
+            gradient, pooled if pooling.dense is None else reference.project(pooled, weights, pooling.dense)
+        )
+    if pooling.dense is not None:
+        gradient = project(gradient, pooled, weights, pooling.dense, into)
+    return pool(gradient, hidden, attention_mask, pooling)
 
 
 def vocab_logits(
@@ -317,7 +344,7 @@ def gradients(
     model(gradient, config, weights, hidden_states, into, **given)
     for name in weight_map.tied(config, head):
         add(into, weight_map.WORD_EMBEDDINGS, into.pop(name))
-    return {name: into[name] for name in weight_map.trained(config, head)}
+    return {name: into[name] for name in weight_map.trained(config, head, pooling)}
 
 
 def _of_last_hidden(
@@ -352,7 +379,8 @@ def _of_last_hidden(
         return linear(of_logits, hidden, weights, "qa_outputs", into)
     if head == "DistilBertForSentenceEmbedding":
         mask = inputs.get("attention_mask")
-        return pool(ranking_loss(reference.pool(hidden, mask, pooling)), hidden, mask, pooling)
+        of_vectors = ranking_loss(reference.sentence_vectors(hidden, mask, pooling, weights))
+        return sentence_vectors(of_vectors, hidden, mask, pooling, weights, into)
     return 2.0 * hidden / hidden.size
 
 
@@ -372,10 +400,17 @@ def adamw(
 
 
 def step(
-    head: str, config: DistilBertConfig, weights: Weights, of: Gradients, *, weight_decay: float, **options: Any
+    head: str,
+    config: DistilBertConfig,
+    weights: Weights,
+    of: Gradients,
+    *,
+    weight_decay: float,
+    pooling: PoolingConfig | None = None,
+    **options: Any,
 ) -> dict[str, Float64]:
     """Every trained tensor after one step against its gradient in `of`; only kernels of dense layers decay."""
-    specs = weight_map.trained(config, head)
+    specs = weight_map.trained(config, head, pooling)
     decays = {name: weight_decay if spec.is_kernel else 0.0 for name, spec in specs.items()}
     return {
         name: adamw(weights[name].astype(np.float64), of[name], weight_decay=decays[name], **options) for name in specs

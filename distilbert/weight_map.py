@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from distilbert.config import DistilBertConfig
+from distilbert.config import DistilBertConfig, PoolingConfig
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Leaf = Literal["weight", "bias"]
@@ -35,6 +35,7 @@ class Module:
     bert: str = ""  # in BERT checkpoints; "" where BERT has no such module
     other_bias: str = ""  # another name of the bias there, without a leaf
     tf_weight: str = ""  # leaf name in TensorFlow files where it breaks their own rule
+    sentence: str = ""  # in a module's own folder of sentence-transformers
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -65,6 +66,7 @@ ABOVE = (
     Module("classifier", "dense", ("num_labels", "dim"), "classifier"),
     Module("qa_outputs", "dense", (2, "dim"), "qa_outputs"),
 )  # fmt: skip
+DENSE = Module("pooling.dense", "dense", ("out_features", "dim"), sentence="linear")  # its size is the pooling's
 BERT_ONLY = {  # what BERT has and DistilBERT does not, and what becomes of it
     Module("distilbert.embeddings.token_type_embeddings", "embedding", (2, "dim"), "embeddings.token_type_embeddings"): "row 0 is folded into the position table",
     Module("distilbert.pooler.dense", "dense", ("dim", "dim"), "pooler.dense"): "DistilBERT has no pooler",
@@ -120,7 +122,7 @@ class Layout:
     separator: str = "."
     layer: str = "layer."  # what stands between `transformer` and the layer's number
     suffix: str = ""
-    column: Literal["name", "bert"] = "name"  # the column of the table that holds this layout's names
+    column: Literal["name", "bert", "sentence"] = "name"  # the column of the table that holds this layout's names
     prefixes: tuple[str, ...] = (BASE, "")  # what may stand before the encoder's modules; the first is written
     headless_prefix: str = BASE  # what is written there in a checkpoint without a head
     keras2: bool = False  # the reference's TensorFlow files, which break their own rule in one leaf
@@ -153,6 +155,7 @@ _FLAX: dict[tuple[Kind, Leaf], Spelling] = {
 PT = Layout("pt", _SAME)
 TF = Layout("tf", _KERAS, separator="/", layer="layer_._", suffix=":0", keras2=True)
 FLAX = Layout("flax", _FLAX, headless_prefix="")
+SENTENCE = Layout("sentence", _SAME, column="sentence")
 KERAS = Layout("keras", _KERAS)  # attributes of distilbert.tf's modules, which are named as in PyTorch
 DIALECTS = {layout.name: layout for layout in (PT, TF, FLAX)}  # by the `format` that a safetensors file names
 _TF_ROOTS = {"cls.predictions": "mlm___cls.predictions", "cls.seq_relationship": "nsp___cls.seq_relationship"}
@@ -242,10 +245,25 @@ class TensorSpec:
         return stored.transpose(np.argsort(axes)) if axes else stored
 
 
-def tensor_specs(config: DistilBertConfig, head: str = "DistilBertModel") -> dict[str, TensorSpec]:
-    """Every tensor of the class `head` under `config`, by canonical name, in canonical order."""
+def tensor_specs(
+    config: DistilBertConfig, head: str = "DistilBertModel", pooling: PoolingConfig | None = None
+) -> dict[str, TensorSpec]:
+    """Every tensor of the class `head` under `config`, by canonical name, in canonical order.
+
+    With the `pooling` of a sentence embedding, its dense layer too.
+    """
     modules, sizes = HEADS[head].modules, HEADS[head].sizes
-    return _specs(config, [module for module in ABOVE if module.name in modules], sizes)
+    return _specs(config, [module for module in ABOVE if module.name in modules], sizes) | dense_specs(config, pooling)
+
+
+def dense_specs(config: DistilBertConfig, pooling: PoolingConfig | None) -> dict[str, TensorSpec]:
+    """The tensors of a pooling's dense layer, which lie in a file of their own; none where it has no such layer."""
+    if pooling is None or pooling.dense is None:
+        return {}
+    leaves = DENSE.leaves if pooling.dense.bias else DENSE.leaves[:1]
+    sizes = {"out_features": pooling.dense.out_features}
+    specs = (TensorSpec(DENSE, leaf, None, _shape(DENSE, leaf, None, config, sizes)) for leaf in leaves)
+    return {spec.name: spec for spec in specs}
 
 
 def tied(config: DistilBertConfig, head: str) -> tuple[str, ...]:
@@ -254,10 +272,10 @@ def tied(config: DistilBertConfig, head: str) -> tuple[str, ...]:
     return (TIED_PROJECTOR,) if projects and config.tie_word_embeddings else ()
 
 
-def trained(config: DistilBertConfig, head: str) -> dict[str, TensorSpec]:
+def trained(config: DistilBertConfig, head: str, pooling: PoolingConfig | None = None) -> dict[str, TensorSpec]:
     """The tensors of the class `head` that training changes, each once: no sinusoidal table, no tied projector."""
     fixed = {*tied(config, head), *([POSITION_EMBEDDINGS] if config.sinusoidal_pos_embds else [])}
-    return {name: spec for name, spec in tensor_specs(config, head).items() if name not in fixed}
+    return {name: spec for name, spec in tensor_specs(config, head, pooling).items() if name not in fixed}
 
 
 def all_specs(config: DistilBertConfig) -> dict[str, TensorSpec]:

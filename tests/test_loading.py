@@ -224,8 +224,8 @@ def test_the_head_of_a_folder_is_found(tmp_path):
     ("modules", "text"),
     [
         (
-            [{"type": "a.Transformer", "path": ""}, {"type": "a.Dense", "path": "2"}],
-            "modules of type Dense are not supp",
+            [{"type": "a.Transformer", "path": ""}, {"type": "a.CNN", "path": "2"}],
+            "modules of type CNN are not supp",
         ),
         ([{"type": "a.Transformer", "path": "../x"}], "lies outside the folder"),
         ({"a": 1}, "must be a list of modules"),

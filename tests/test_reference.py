@@ -46,7 +46,7 @@ def test_gradients_equal_central_differences(case):
     """
     weights, random, step = {n: w.astype(np.float64) for n, w in case.weights().items()}, np.random.default_rng(0), 2e-6
     gradients = reference_training.gradients(case.head, case.config, weights, case.inputs(), **case.settings)
-    assert gradients.keys() == weight_map.trained(case.config, case.head).keys()
+    assert gradients.keys() == weight_map.trained(case.config, case.head, **case.settings).keys()
     said, done = {}, {}
     for name, gradient in gradients.items():
         direction = random.normal(size=gradient.shape)
@@ -79,6 +79,7 @@ def test_activations_at_known_points():
         "silu": 1 / (1 + math.exp(-1)),
         "swish": 1 / (1 + math.exp(-1)),
         "tanh": math.tanh(1),
+        "identity": 1,
     }
     assert {name: pytest.approx(f(one)[0], abs=1e-15) for name, f in reference.ACTIVATIONS.items()} == known
 
@@ -95,6 +96,6 @@ def test_a_row_without_a_token_is_pooled_to_zero():
     hidden = np.random.default_rng(0).normal(size=(2, 3, 4))
     mask = np.array([[1, 1, 0], [0, 0, 0]])
     for mode in ("mean", "max", "mean_sqrt_len"):
-        pooled = reference.pool(hidden, mask, PoolingConfig(mode, normalize=True))
+        pooled = reference.sentence_vectors(hidden, mask, PoolingConfig(mode, normalize=True), {})
         assert np.linalg.norm(pooled[0]) == pytest.approx(1.0)
         assert not pooled[1].any()

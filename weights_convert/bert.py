@@ -80,8 +80,8 @@ def find_bert_head(values: Mapping[str, Any]) -> str:
 class BertCheckpoint(Checkpoint):
     """A BERT read as DistilBERT: canonical names, token-type row 0 folded into the positions."""
 
-    def __init__(self, folder: Path, config: DistilBertConfig, head: str, *, dtype: str | None = None) -> None:
-        super().__init__(folder, config, head, bert=True, dtype=dtype)
+    def __init__(self, folder: Path, config: DistilBertConfig, head: str, **options: Any) -> None:
+        super().__init__(folder, config, head, layouts=weight_map.BERT, **options)
         accepted = {*weight_map.token_types(config).accepted_names(self.layout)}
         self._token_types = [stored for stored, plain in self._plain_names.items() if plain in accepted]
         self._check_token_types()

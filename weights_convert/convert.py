@@ -17,7 +17,7 @@ from distilbert.checkpoint.publishing import new_folder
 from distilbert.checkpoint.saving import write_checkpoint
 from distilbert.checkpoint.sentence_transformers import is_sentence_folder, read_pooling
 from distilbert.checkpoint.tensors import check_dtype
-from distilbert.config import CONFIG_FILE, MAX_CONFIG_BYTES, DistilBertConfig, PoolingConfig
+from distilbert.config import CONFIG_FILE, MAX_CONFIG_BYTES, DistilBertConfig
 from distilbert.errors import CheckpointError, ConfigError
 from distilbert.parity import ParityReport
 from distilbert.tokenization import OPTIONS_FILE, TOKENIZER_FILES
@@ -73,12 +73,8 @@ def convert(
     safely.check_folder(source)
     if destination.resolve().is_relative_to(source.resolve()):
         raise CheckpointError(destination, "DestinationExists", f"lies in the source folder {source}; choose another")
-
-    def read_files() -> tuple[Path, PoolingConfig, Checkpoint]:
-        encoder, pooling = read_pooling(source)
-        return encoder, pooling, open_source(encoder, dtype=dtype)
-
-    encoder, pooling, checkpoint = read_whole(source, read_files)
+    checkpoint = read_whole(source, lambda: open_source(source, dtype=dtype))
+    encoder, pooling = checkpoint.path.parent, checkpoint.settings["pooling"]
     weights = checkpoint if layers is None else Student(checkpoint, layers)
     if progress is not None:
         weights.on_read(progress)
@@ -97,15 +93,19 @@ def convert(
 
 def open_source(folder: Path, *, dtype: str | None = None) -> Checkpoint:
     """The checkpoint in `folder`, DistilBERT's or BERT's, as a DistilBERT of the class that it holds."""
-    find_weights(folder)
-    values = safely.read_json(folder / CONFIG_FILE, MAX_CONFIG_BYTES)
+    encoder, pooling, dense = read_pooling(folder)
+    find_weights(encoder)
+    values = safely.read_json(encoder / CONFIG_FILE, MAX_CONFIG_BYTES)
+    settings = {"pooling": pooling}
     try:
         if values.get("model_type") == "bert":
-            return BertCheckpoint(folder, config_from_bert(values), find_bert_head(values), dtype=dtype)
+            config, head = config_from_bert(values), find_bert_head(values)
+            return BertCheckpoint(encoder, config, head, dtype=dtype, settings=settings, dense=dense)
         config = DistilBertConfig.from_dict(values)
     except ConfigError as error:
-        raise ConfigError(f"{folder / CONFIG_FILE}: {error}") from None
-    return Checkpoint(folder, config, find_head(folder, config), dtype=dtype)
+        raise ConfigError(f"{encoder / CONFIG_FILE}: {error}") from None
+    head = find_head(encoder, config)
+    return Checkpoint(encoder, config, head, dtype=dtype, settings=settings, dense=dense)
 
 
 def _copy_other_files(source: Path, destination: Path) -> None:

@@ -54,11 +54,10 @@ def inspect(folder: Path) -> Inspection:
     Raises:
         CheckpointError: there are no weights in it, or their file is broken.
     """
-    encoder, _ = read_pooling(folder)
-    weights = open_weights(encoder)
+    weights = open_weights(read_pooling(folder).encoder)
     config, head, problem = None, "", ""
     try:
-        checkpoint = open_source(encoder)
+        checkpoint = open_source(folder)
         config, head = checkpoint.config, checkpoint.head
     except DistilBertError as error:
         problem = str(error)

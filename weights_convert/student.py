@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
-from distilbert import weight_map
 from distilbert.checkpoint.loading import Checkpoint, LoadReport
 from distilbert.checkpoint.tensors import Array, LazyWeights
 
@@ -23,10 +22,11 @@ class Student(LazyWeights):
         self.config = config.replace(n_layers=len(layers), pruned_heads=pruned)
         self.head = teacher.head
         self._teacher = teacher
-        specs = weight_map.tensor_specs(self.config, self.head)
-        self._sources = {
-            name: name if spec.layer is None else dataclasses.replace(spec, layer=layers[spec.layer]).name
-            for name, spec in specs.items()
+        places: dict[int | None, int | None] = {None: None} | {layer: i for i, layer in enumerate(layers)}
+        self._sources = {  # name in the student -> name in the teacher
+            dataclasses.replace(spec, layer=places[spec.layer]).name: name
+            for name, spec in teacher.specs.items()
+            if spec.layer in places
         }
         self.report = _report(teacher.report, set(self._sources.values()))
 

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 
@@ -22,10 +22,10 @@ from distilbert import weight_map
 from distilbert.checkpoint.folder import find_weights, open_weights
 from distilbert.checkpoint.hub import find_folder
 from distilbert.checkpoint.manifest import read_whole
-from distilbert.checkpoint.sentence_transformers import read_pooling
+from distilbert.checkpoint.sentence_transformers import DenseFolder, read_pooling
 from distilbert.checkpoint.tensors import DTYPES, FLOATS, Array, LazyWeights, digest, is_finite
-from distilbert.config import DistilBertConfig
-from distilbert.errors import CheckpointError, Kind
+from distilbert.config import CONFIG_FILE, DistilBertConfig
+from distilbert.errors import CheckpointError, ConfigError, Kind
 from distilbert.initialization import initial_tensor
 from distilbert.positions import sinusoidal_table
 from distilbert.tokenization import TOKENIZER_FILES
@@ -37,7 +37,10 @@ LABEL_FIELDS = ("num_labels", "id2label")  # an override of these asks for a hea
 
 @dataclass(frozen=True, eq=False, repr=False)  # equal to itself only: NNX hashes and prints what a module holds
 class LoadReport:
-    """What a load did with every tensor. Canonical names, except that `skipped` and `renamed` have stored ones."""
+    """What a load did with every tensor. Canonical names, except that `skipped` and `renamed` have stored ones.
+
+    The stored names of a dense layer behind a pooling stand behind its folder's name, as paths do.
+    """
 
     source: str
     loaded: tuple[str, ...] = ()
@@ -47,6 +50,14 @@ class LoadReport:
     cast: dict[str, str] = field(default_factory=dict[str, str])  # canonical -> "float16 to float32"
     new: dict[str, str] = field(default_factory=dict[str, str])  # canonical -> why it was made, not read
     skipped: dict[str, str] = field(default_factory=dict[str, str])  # stored -> why it is not needed
+
+    def including(self, other: LoadReport, place: str) -> LoadReport:
+        """This report with that of a folder `place` inside."""
+        stored = {
+            part: getattr(self, part) | {f"{place}/{name}": value for name, value in getattr(other, part).items()}
+            for part in ("renamed", "skipped")
+        }
+        return dataclasses.replace(self, loaded=self.loaded + other.loaded, cast=self.cast | other.cast, **stored)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON holds it."""
@@ -91,25 +102,35 @@ class Checkpoint(LazyWeights):
         config: DistilBertConfig,
         head: str,
         *,
-        bert: bool = False,
+        layouts: Mapping[str, Layout] | None = None,
         dtype: str | None = None,
         strict: bool = True,
         new_head: bool = False,
         settings: Mapping[str, Any] | None = None,
+        dense: DenseFolder | None = None,
     ) -> None:
         found = open_weights(folder)
         self.path, self._stored, self._plain_names = found.path, found.stored, found.plain_names
-        self.layout = weight_map.BERT[found.layout.name] if bert else found.layout
+        self.layout = found.layout if layouts is None else layouts[found.layout.name]
         self.config, self.head, self.settings = config, head, dict(settings or {})
-        self.specs = weight_map.tensor_specs(config, head)
+        self.specs = self._find_specs()
         self._dtype = dtype
         self._progress: Callable[[int, int], None] | None = None
         self._read_names: set[str] = set()
-        self._plan = _make_plan(self._plain_names, self.layout, config, head, new_head=new_head)
+        self._dense: DenseCheckpoint | None = None
+        self._plan = _make_plan(self._plain_names, self.layout, config, head, self.specs, new_head=new_head)
         if new_head:
             self._replace_misshapen_head()
         self._refuse_misfits(self._plan.unexpected if strict else [])
         self.report = self._report()
+        if dense is not None:
+            self._dense = DenseCheckpoint.open(dense, config, dtype=dtype, strict=strict, settings=settings)
+            self.specs |= self._dense.specs
+            self.report = self.report.including(self._dense.report, dense.path.name)
+
+    def _find_specs(self) -> dict[str, TensorSpec]:
+        """The tensors of the class, by canonical name."""
+        return weight_map.tensor_specs(self.config, self.head)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.specs)
@@ -121,6 +142,8 @@ class Checkpoint(LazyWeights):
         self._read_names.add(name)
         if self._progress is not None:
             self._progress(len(self._read_names), len(self))
+        if self._dense is not None and name in self._dense.specs:
+            return self._dense[name]
         if name in self._plan.new:
             return self._converted(name, _make(self.config, self.specs[name]))
         return self._converted(name, self._read(self._source_of(name)))
@@ -133,6 +156,8 @@ class Checkpoint(LazyWeights):
         """Name of the dtype that indexing returns."""
         if self._dtype is not None:
             return self._dtype
+        if self._dense is not None and name in self._dense.specs:
+            return self._dense.dtype(name)
         if name in self._plan.new:
             return "float32"
         return self._stored.info[self._plan.sources[self._source_of(name)][0]].dtype
@@ -220,6 +245,26 @@ class Checkpoint(LazyWeights):
         )
 
 
+class DenseCheckpoint(Checkpoint):
+    """The dense layer behind a pooling, which has a folder of its own."""
+
+    @classmethod
+    def open(cls, folder: DenseFolder, config: DistilBertConfig, **options: Any) -> Self:
+        """The layer in `folder`; `options` are those of a checkpoint, the pooling among the settings.
+
+        Raises:
+            ConfigError: it is for vectors of another width than the encoder's.
+        """
+        if folder.in_features != config.dim:
+            path, found = folder.path / CONFIG_FILE, folder.in_features
+            raise ConfigError(f"{path}: in_features must be {config.dim}, the dim of the encoder, got {found!r}.")
+        layouts = dict.fromkeys(weight_map.DIALECTS, weight_map.SENTENCE)
+        return cls(folder.path, config, "DistilBertForSentenceEmbedding", layouts=layouts, **options)
+
+    def _find_specs(self) -> dict[str, TensorSpec]:
+        return weight_map.dense_specs(self.config, self.settings["pooling"])
+
+
 def open_checkpoint(
     folder_or_hub_id: str | os.PathLike[str],
     head: str,
@@ -238,14 +283,22 @@ def open_checkpoint(
     folder = find_folder(folder_or_hub_id, revision=revision)
 
     def read_files() -> Checkpoint:
-        encoder, pooling = read_pooling(folder)
+        encoder, pooling, dense = read_pooling(folder)
         find_weights(encoder)
         stored = DistilBertConfig.from_pretrained(encoder)
         config = stored.replace(**config_overrides)
         other_head = not config_overrides.keys().isdisjoint(LABEL_FIELDS) and _other_labels(config, stored)
-        settings = {"pooling": pooling} if head == "DistilBertForSentenceEmbedding" else {}
-        allowed = new_head or other_head
-        return Checkpoint(encoder, config, head, dtype=dtype, strict=strict, new_head=allowed, settings=settings)
+        embeds = head == "DistilBertForSentenceEmbedding"
+        return Checkpoint(
+            encoder,
+            config,
+            head,
+            dtype=dtype,
+            strict=strict,
+            new_head=new_head or other_head,
+            settings={"pooling": pooling} if embeds else {},
+            dense=dense if embeds else None,
+        )
 
     checkpoint = read_whole(folder, read_files, skip=TOKENIZER_FILES)
     made = [name for name in checkpoint.report.new if checkpoint.specs[name].module in weight_map.ABOVE]
@@ -287,12 +340,13 @@ def _make_plan(
     layout: Layout,
     config: DistilBertConfig,
     head: str,
+    specs: dict[str, TensorSpec],
     *,
     new_head: bool,
 ) -> _Plan:
     """Account for every stored name (given with its plain spelling in the layout) and every tensor of the class."""
-    specs = weight_map.tensor_specs(config, head)
-    known = {name: spec for spec in weight_map.all_specs(config).values() for name in spec.accepted_names(layout)}
+    every = weight_map.all_specs(config) | specs
+    known = {name: spec for spec in every.values() for name in spec.accepted_names(layout)}
     not_weights = weight_map.not_weights(layout)
     plan = _Plan({}, weight_map.tied(config, head), {}, {}, [], [])
     if _holds_larger_head(head, {known[plain].module.name for plain in plain_names.values() if plain in known}):

@@ -8,7 +8,7 @@ from pathlib import Path
 from distilbert import weight_map
 from distilbert.checkpoint.folder import check_format, weight_files, write_config, write_weights
 from distilbert.checkpoint.publishing import updated_folder
-from distilbert.checkpoint.sentence_transformers import write_pooling
+from distilbert.checkpoint.sentence_transformers import DENSE_FORMAT, DENSE_PLACE, write_pooling
 from distilbert.checkpoint.tensors import Array, LazyWeights
 from distilbert.config import DistilBertConfig, PoolingConfig
 
@@ -27,10 +27,14 @@ def save_checkpoint(
 
     Other files that the folder holds stay; MANIFEST.json lists what was written.
 
+    With the `pooling` of a sentence embedding, `weights` hold its dense layer too, which gets a folder of its own.
+
     Raises:
         CheckpointError: the format is unknown, or the folder holds weights in another format.
     """
     check_format(format)
+    if pooling is not None and pooling.dense is not None:
+        weight_files(folder / DENSE_PLACE, DENSE_FORMAT)  # none of another format
     with updated_folder(folder, weight_files(folder, format)) as temporary:
         write_checkpoint(temporary, format, head, config, weights, pooling, shard_size=shard_size)
 
@@ -50,11 +54,12 @@ def write_checkpoint(
     target.check_shard_size(shard_size)
     tied = weight_map.tied(config, head)  # stored once, as the reference does
     specs = {name: spec for name, spec in weight_map.tensor_specs(config, head).items() if name not in tied}
+    names = [*specs, *weight_map.dense_specs(config, pooling)]
     if isinstance(weights, LazyWeights):
-        dtypes = {name: weights.dtype(name) for name in specs}
+        dtypes = {name: weights.dtype(name) for name in names}
     else:
-        dtypes = {name: weights[name].dtype.name for name in specs}
+        dtypes = {name: weights[name].dtype.name for name in names}
     write_weights(folder, format, head, specs, dtypes, weights.__getitem__, shard_size)
     if pooling is not None:
-        write_pooling(folder, config, pooling)
+        write_pooling(folder, config, pooling, dtypes, weights.__getitem__)
     write_config(folder, config, head, target.written_dtype(dtypes[weight_map.WORD_EMBEDDINGS]))

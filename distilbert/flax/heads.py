@@ -300,11 +300,14 @@ class DistilBertForMultipleChoice(PretrainedModel):
 class Pooling(nnx.Module):
     """One vector per row from the token vectors that the mask keeps; zeros for a row without any, but in mode cls.
 
-    hidden: (batch, seq, dim); attention_mask: (batch, seq); result: (batch, dim). Source: Reimers and Gurevych 2019.
+    A dense layer may follow. hidden: (batch, seq, dim); attention_mask: (batch, seq); result: (batch, dim), or
+    (batch, out_features) with the layer. Source: Reimers and Gurevych 2019.
     """
 
-    def __init__(self, pooling: PoolingConfig) -> None:
+    def __init__(self, config: DistilBertConfig, pooling: PoolingConfig, *, rngs: nnx.Rngs) -> None:
         self.config = pooling
+        if pooling.dense is not None:
+            self.dense = linear(config, config.dim, pooling.dense.out_features, bias=pooling.dense.bias, rngs=rngs)
 
     def __call__(self, hidden: Array, attention_mask: Array | None) -> Array:
         x = at_least_float32(hidden)
@@ -317,9 +320,11 @@ class Pooling(nnx.Module):
             x = jnp.where(keep != 0, x, jnp.finfo(x.dtype).min).max(1) * (count != 0)
         else:
             x = (x * keep).sum(1) / jnp.maximum(count if self.config.mode == "mean" else jnp.sqrt(count), 1e-9)
+        if self.config.dense is not None:
+            x = ACTIVATIONS[self.config.dense.activation](self.dense(x.astype(hidden.dtype)))
         if self.config.normalize:
             x = unit(x)
-        return x.astype(hidden.dtype)  # (batch, dim)
+        return x.astype(hidden.dtype)  # (batch, dim or out_features)
 
 
 class DistilBertForSentenceEmbedding(PretrainedModel):
@@ -327,13 +332,13 @@ class DistilBertForSentenceEmbedding(PretrainedModel):
 
     Example:
         model = DistilBertForSentenceEmbedding.from_pretrained("folder")
-        vectors = model(input_ids, attention_mask).embeddings  # (batch, dim)
+        vectors = model(input_ids, attention_mask).embeddings  # (batch, dim), or as wide as the pooling's dense layer
     """
 
     def __init__(self, config: DistilBertConfig, pooling: PoolingConfig | None = None, *, rngs: nnx.Rngs) -> None:
         super().__init__(config)
         self.distilbert = DistilBertModel(config, rngs=rngs)
-        self.pooling = Pooling(pooling or PoolingConfig())
+        self.pooling = Pooling(config, pooling or PoolingConfig(), rngs=rngs)
 
     def __call__(
         self,
@@ -360,5 +365,5 @@ class DistilBertForSentenceEmbedding(PretrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        embeddings = self.pooling(output.last_hidden_state, attention_mask)  # (batch, dim)
+        embeddings = self.pooling(output.last_hidden_state, attention_mask)  # (batch, dim or out_features)
         return SentenceEmbeddingOutput(embeddings, output.hidden_states, output.attentions)

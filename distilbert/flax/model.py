@@ -47,6 +47,11 @@ def quick_gelu(x: Array) -> Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+def identity(x: Array) -> Array:
+    """No activation."""
+    return x
+
+
 ACTIVATIONS = {
     "gelu": rounded_once(gelu),
     "gelu_new": rounded_once(gelu_new),
@@ -55,6 +60,7 @@ ACTIVATIONS = {
     "silu": rounded_once(jax.nn.silu),
     "swish": rounded_once(jax.nn.silu),
     "tanh": jnp.tanh,
+    "identity": identity,
 }
 
 
@@ -78,10 +84,12 @@ class PaddedTable(nnx.Embed):
         return jnp.where((inputs == self.padding)[..., None], jax.lax.stop_gradient(rows), rows)
 
 
-def linear(config: DistilBertConfig, in_features: int, out_features: int, *, rngs: nnx.Rngs) -> nnx.Linear:
-    """A dense layer with N(0, initializer_range) kernel and zero bias."""
+def linear(
+    config: DistilBertConfig, in_features: int, out_features: int, *, bias: bool = True, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A dense layer with N(0, initializer_range) kernel and zero bias, or none."""
     normal = nnx.initializers.normal(config.initializer_range)
-    return nnx.Linear(in_features, out_features, kernel_init=normal, rngs=rngs)
+    return nnx.Linear(in_features, out_features, use_bias=bias, kernel_init=normal, rngs=rngs)
 
 
 def embedding(config: DistilBertConfig, rows: int, padding: int | None = None, *, rngs: nnx.Rngs) -> nnx.Embed:

@@ -45,7 +45,7 @@ class PretrainedModel(nnx.Module):
         `settings` are further arguments of the class, such as `pooling`.
         """
         model = cls._new(config, seed, **settings)
-        model.assign(initial_weights(config, cls.__name__, seed=seed))
+        model.assign(initial_weights(config, cls.__name__, seed=seed, pooling=settings.get("pooling")))
         model.eval()
         return model
 
@@ -184,9 +184,13 @@ class PretrainedModel(nnx.Module):
         """The `DistilBertModel`, which a head holds and a bare encoder is."""
         return getattr(self, "distilbert", self)
 
+    def _pooling(self) -> PoolingConfig | None:
+        """The settings of a sentence embedding; other classes have none."""
+        return getattr(getattr(self, "pooling", None), "config", None)
+
     def tensor_specs(self) -> dict[str, weight_map.TensorSpec]:
         """Every tensor of this model by canonical name."""
-        return weight_map.tensor_specs(self.config, type(self).__name__)
+        return weight_map.tensor_specs(self.config, type(self).__name__, self._pooling())
 
     def _source(self, spec: weight_map.TensorSpec) -> weight_map.TensorSpec:
         """The tensor itself, or the word embeddings where it is tied to them."""
@@ -199,13 +203,13 @@ class PretrainedModel(nnx.Module):
 
     def trained_parameters(self) -> dict[str, nnx.Variable[Any]]:
         """The parameters that training changes, by canonical name: no sinusoidal table, a tied projector not twice."""
-        specs = weight_map.trained(self.config, type(self).__name__)
+        specs = weight_map.trained(self.config, type(self).__name__, self._pooling())
         return {name: self._parameter(spec) for name, spec in specs.items()}
 
     def save_pretrained(self, folder: str | os.PathLike[str], format: str = "safetensors") -> None:  # noqa: A002
         """Write weights and config.json into `folder`: "safetensors", "tf-h5" or "flax-msgpack"."""
-        pooling: PoolingConfig | None = getattr(getattr(self, "pooling", None), "config", None)
-        save_checkpoint(Path(folder), format, type(self).__name__, self.config, self.weights_by_name(), pooling)
+        head, weights = type(self).__name__, self.weights_by_name()
+        save_checkpoint(Path(folder), format, head, self.config, weights, self._pooling())
 
     def set_attn_implementation(self, attn_implementation: str) -> Self:
         """Choose the attention kernel: "eager" (plain), or `jax.nn.dot_product_attention`'s "xla" or "cudnn".

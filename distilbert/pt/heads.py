@@ -289,12 +289,15 @@ class DistilBertForMultipleChoice(PretrainedModel):
 class Pooling(nn.Module):
     """One vector per row from the token vectors that the mask keeps; zeros for a row without any, but in mode cls.
 
-    hidden: (batch, seq, dim); attention_mask: (batch, seq); result: (batch, dim). Source: Reimers and Gurevych 2019.
+    A dense layer may follow. hidden: (batch, seq, dim); attention_mask: (batch, seq); result: (batch, dim), or
+    (batch, out_features) with the layer. Source: Reimers and Gurevych 2019.
     """
 
-    def __init__(self, pooling: PoolingConfig) -> None:
+    def __init__(self, config: DistilBertConfig, pooling: PoolingConfig) -> None:
         super().__init__()
         self.config = pooling
+        if pooling.dense is not None:
+            self.dense = linear(config, config.dim, pooling.dense.out_features, bias=pooling.dense.bias)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
         x = at_least_float32(hidden)
@@ -306,9 +309,11 @@ class Pooling(nn.Module):
             x = torch.where(keep != 0, x, torch.finfo(x.dtype).min).amax(1) * (count != 0)
         else:
             x = (x * keep).sum(1) / (count if self.config.mode == "mean" else count.sqrt()).clamp(min=1e-9)
+        if self.config.dense is not None:
+            x = ACTIVATIONS[self.config.dense.activation](self.dense(x.to(hidden.dtype)))
         if self.config.normalize:
             x = unit(x)
-        return x.to(hidden.dtype)  # (batch, dim)
+        return x.to(hidden.dtype)  # (batch, dim or out_features)
 
 
 class DistilBertForSentenceEmbedding(PretrainedModel):
@@ -316,13 +321,13 @@ class DistilBertForSentenceEmbedding(PretrainedModel):
 
     Example:
         model = DistilBertForSentenceEmbedding.from_pretrained("folder")
-        vectors = model(input_ids, attention_mask).embeddings  # (batch, dim)
+        vectors = model(input_ids, attention_mask).embeddings  # (batch, dim), or as wide as the pooling's dense layer
     """
 
     def __init__(self, config: DistilBertConfig, pooling: PoolingConfig | None = None) -> None:
         super().__init__(config)
         self.distilbert = DistilBertModel(config)
-        self.pooling = Pooling(pooling or PoolingConfig())
+        self.pooling = Pooling(config, pooling or PoolingConfig())
 
     def forward(
         self,
@@ -349,5 +354,5 @@ class DistilBertForSentenceEmbedding(PretrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        embeddings = self.pooling(output.last_hidden_state, attention_mask)  # (batch, dim)
+        embeddings = self.pooling(output.last_hidden_state, attention_mask)  # (batch, dim or out_features)
         return SentenceEmbeddingOutput(embeddings, output.hidden_states, output.attentions)

@@ -47,6 +47,11 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
+def identity(x: Tensor) -> Tensor:
+    """No activation."""
+    return x
+
+
 ACTIVATIONS = {  # PyTorch's own round once
     "gelu": gelu,
     "gelu_new": gelu_new,
@@ -55,14 +60,16 @@ ACTIVATIONS = {  # PyTorch's own round once
     "silu": F.silu,
     "swish": F.silu,
     "tanh": torch.tanh,
+    "identity": identity,
 }
 
 
-def linear(config: DistilBertConfig, in_features: int, out_features: int) -> nn.Linear:
-    """A dense layer with N(0, initializer_range) kernel and zero bias."""
-    layer = nn.Linear(in_features, out_features)
+def linear(config: DistilBertConfig, in_features: int, out_features: int, *, bias: bool = True) -> nn.Linear:
+    """A dense layer with N(0, initializer_range) kernel and zero bias, or none."""
+    layer = nn.Linear(in_features, out_features, bias=bias)
     nn.init.normal_(layer.weight, std=config.initializer_range)
-    nn.init.zeros_(layer.bias)
+    if bias:
+        nn.init.zeros_(layer.bias)
     return layer
 
 

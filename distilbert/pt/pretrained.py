@@ -47,7 +47,7 @@ class PretrainedModel(nn.Module):
         `settings` are further arguments of the class, such as `pooling`.
         """
         model = cls._empty(config, **settings)
-        model.assign(initial_weights(config, cls.__name__, seed=seed))
+        model.assign(initial_weights(config, cls.__name__, seed=seed, pooling=settings.get("pooling")))
         return model.eval()
 
     @classmethod
@@ -205,22 +205,26 @@ class PretrainedModel(nn.Module):
         """The `DistilBertModel`, which a head holds and a bare encoder is."""
         return getattr(self, "distilbert", self)
 
+    def _pooling(self) -> PoolingConfig | None:
+        """The settings of a sentence embedding; other classes have none."""
+        return getattr(getattr(self, "pooling", None), "config", None)
+
     def tensor_specs(self) -> dict[str, weight_map.TensorSpec]:
         """Every tensor of this model by canonical name."""
-        return weight_map.tensor_specs(self.config, type(self).__name__)
+        return weight_map.tensor_specs(self.config, type(self).__name__, self._pooling())
 
     def _parameter(self, spec: weight_map.TensorSpec) -> nn.Parameter:
         return getattr(weight_map.find_owner(self, spec), spec.spelling(LAYOUT).name)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by canonical name: no sinusoidal table, a tied projector not twice."""
-        specs = weight_map.trained(self.config, type(self).__name__)
+        specs = weight_map.trained(self.config, type(self).__name__, self._pooling())
         return {name: self._parameter(spec) for name, spec in specs.items()}
 
     def save_pretrained(self, folder: str | os.PathLike[str], format: str = "safetensors") -> None:  # noqa: A002
         """Write weights and config.json into `folder`: "safetensors", "tf-h5" or "flax-msgpack"."""
-        pooling: PoolingConfig | None = getattr(getattr(self, "pooling", None), "config", None)
-        save_checkpoint(Path(folder), format, type(self).__name__, self.config, self.weights_by_name(), pooling)
+        head, weights = type(self).__name__, self.weights_by_name()
+        save_checkpoint(Path(folder), format, head, self.config, weights, self._pooling())
 
     def set_attn_implementation(self, attn_implementation: str) -> Self:
         """Choose the attention kernel: "sdpa" (fused), "eager" (plain) or "flash_attention_2". They agree to rounding.

@@ -19,7 +19,7 @@ class SentenceEncoder:
 
     Example:
         encoder = SentenceEncoder.from_pretrained("folder", backend="flax")
-        vectors = encoder.encode(["a text", "another"])  # (2, dim), float32
+        vectors = encoder.encode(["a text", "another"])  # (2, dim), or as wide as the dense layer; float32
     """
 
     def __init__(self, model: Any, tokenizer: DistilBertTokenizerFast) -> None:
@@ -38,7 +38,7 @@ class SentenceEncoder:
         return cls(model, DistilBertTokenizerFast.from_pretrained(Path(model.load_report.source).parent))
 
     def encode(self, texts: str | Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
-        """One vector per text, (len(texts), dim), float32, in the order of the texts; (dim,) for a single string.
+        """One vector per text, (len(texts), width), float32, in the order of the texts; (width,) for a single string.
 
         Texts longer than the model allows are cut. They are grouped by length, so that little is padded.
 
@@ -51,7 +51,8 @@ class SentenceEncoder:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         ids = self.tokenizer.encode_batch(texts, truncation=True, max_length=self.max_length)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
-        vectors = np.empty((len(ids), self.model.config.dim), np.float32)
+        width = self.model.pooling.config.width(self.model.config.dim)
+        vectors = np.empty((len(ids), width), np.float32)
         with self.model.evaluating() as model:
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]

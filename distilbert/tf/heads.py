@@ -353,12 +353,20 @@ class DistilBertForMultipleChoice(PretrainedModel):
 class Pooling(keras.layers.Layer):
     """One vector per row from the token vectors that the mask keeps; zeros for a row without any, but in mode cls.
 
-    hidden: (batch, seq, dim); attention_mask: (batch, seq); result: (batch, dim). Source: Reimers and Gurevych 2019.
+    A dense layer may follow. hidden: (batch, seq, dim); attention_mask: (batch, seq); result: (batch, dim), or
+    (batch, out_features) with the layer. Source: Reimers and Gurevych 2019.
     """
 
-    def __init__(self, pooling: PoolingConfig, **kwargs: Any) -> None:
+    def __init__(self, config: DistilBertConfig, pooling: PoolingConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.config = pooling
+        if pooling.dense is not None:
+            size, bias = pooling.dense.out_features, pooling.dense.bias
+            self.dense = linear(config, size, "dense", self.dtype_policy, bias=bias)
+
+    def build(self, input_shape: Shape = None) -> None:
+        if self.config.dense is not None:
+            self.dense.build(input_shape)
 
     def call(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
         x = at_least_float32(hidden)
@@ -371,9 +379,11 @@ class Pooling(keras.layers.Layer):
             x = ops.max(ops.where(keep != 0, x, lowest(x)), 1) * ops.cast(count != 0, x.dtype)
         else:
             x = ops.sum(x * keep, 1) / ops.maximum(count if self.config.mode == "mean" else ops.sqrt(count), 1e-9)
+        if self.config.dense is not None:
+            x = ACTIVATIONS[self.config.dense.activation](self.dense(ops.cast(x, hidden.dtype)))
         if self.config.normalize:
             x = unit(x)
-        return ops.cast(x, hidden.dtype)  # (batch, dim)
+        return ops.cast(x, hidden.dtype)  # (batch, dim or out_features)
 
 
 @keras.saving.register_keras_serializable(package="distilbert")
@@ -382,17 +392,18 @@ class DistilBertForSentenceEmbedding(PretrainedModel):
 
     Example:
         model = DistilBertForSentenceEmbedding.from_pretrained("folder")
-        vectors = model(input_ids, attention_mask).embeddings  # (batch, dim)
+        vectors = model(input_ids, attention_mask).embeddings  # (batch, dim), or as wide as the pooling's dense layer
     """
 
     def __init__(self, config: DistilBertConfig, pooling: PoolingConfig | None = None, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.distilbert = DistilBertModel(config, name="distilbert", dtype=self.dtype_policy)
-        self.pooling = Pooling(pooling or PoolingConfig(), name="pooling", dtype=self.dtype_policy)
+        self.pooling = Pooling(config, pooling or PoolingConfig(), name="pooling", dtype=self.dtype_policy)
         self.build()
 
     def build(self, input_shape: Shape = None) -> None:
-        self.pooling.build(input_shape)
+        del input_shape
+        self.pooling.build((None, None, self.config.dim))
 
     def call(
         self,
@@ -421,5 +432,7 @@ class DistilBertForSentenceEmbedding(PretrainedModel):
             output_attentions=output_attentions,
             training=training,
         )
-        embeddings = self.pooling(output.last_hidden_state, attention_mask=attention_mask)  # (batch, dim)
+        embeddings = self.pooling(
+            output.last_hidden_state, attention_mask=attention_mask
+        )  # (batch, dim or out_features)
         return SentenceEmbeddingOutput(embeddings, output.hidden_states, output.attentions)

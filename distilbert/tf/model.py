@@ -57,6 +57,11 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * ops.sigmoid(1.702 * x)
 
 
+def identity(x: Tensor) -> Tensor:
+    """No activation."""
+    return x
+
+
 ACTIVATIONS = {
     "gelu": rounded_once(gelu),
     "gelu_new": rounded_once(gelu_new),
@@ -65,6 +70,7 @@ ACTIVATIONS = {
     "silu": rounded_once(ops.silu),
     "swish": rounded_once(ops.silu),
     "tanh": ops.tanh,
+    "identity": identity,
 }
 
 
@@ -125,9 +131,11 @@ class Dropout(keras.layers.Dropout):
         return tf.nn.experimental.stateless_dropout(inputs, rate=self.rate, seed=tf.cast(seed, tf.int32))
 
 
-def linear(config: DistilBertConfig, out_features: int, name: str, dtype: Any) -> keras.layers.Dense:
-    """A dense layer with N(0, initializer_range) kernel and zero bias."""
-    return keras.layers.Dense(out_features, kernel_initializer=normal(config), name=name, dtype=dtype)
+def linear(
+    config: DistilBertConfig, out_features: int, name: str, dtype: Any, *, bias: bool = True
+) -> keras.layers.Dense:
+    """A dense layer with N(0, initializer_range) kernel and zero bias, or none."""
+    return keras.layers.Dense(out_features, use_bias=bias, kernel_initializer=normal(config), name=name, dtype=dtype)
 
 
 def embedding(

@@ -66,13 +66,13 @@ class PretrainedModel(keras.Model):
         if not isinstance(config, DistilBertConfig):
             return cls._from_keras_config(dict(config))
         model = cls(config, **settings)
-        model.assign(initial_weights(config, cls.__name__, seed=seed))
+        model.assign(initial_weights(config, cls.__name__, seed=seed, pooling=settings.get("pooling")))
         return model
 
     @classmethod
     def _from_keras_config(cls, values: dict[str, Any]) -> Self:
         pooling = values.pop("pooling", None)
-        settings = {} if pooling is None else {"pooling": PoolingConfig(**pooling)}
+        settings = {} if pooling is None else {"pooling": PoolingConfig.from_dict(pooling)}
         return cls(DistilBertConfig.from_dict(values.pop("config")), **settings, **values)
 
     def get_config(self) -> dict[str, Any]:
@@ -215,9 +215,13 @@ class PretrainedModel(keras.Model):
         """The `DistilBertModel`, which a head holds and a bare encoder is."""
         return getattr(self, "distilbert", self)
 
+    def _pooling(self) -> PoolingConfig | None:
+        """The settings of a sentence embedding; other classes have none."""
+        return getattr(getattr(self, "pooling", None), "config", None)
+
     def tensor_specs(self) -> dict[str, weight_map.TensorSpec]:
         """Every tensor of this model by canonical name."""
-        return weight_map.tensor_specs(self.config, type(self).__name__)
+        return weight_map.tensor_specs(self.config, type(self).__name__, self._pooling())
 
     def _source(self, spec: weight_map.TensorSpec) -> weight_map.TensorSpec:
         """The tensor itself, or the word embeddings where it is tied to them."""
@@ -230,13 +234,13 @@ class PretrainedModel(keras.Model):
 
     def trained_parameters(self) -> dict[str, keras.Variable]:
         """The parameters that training changes, by canonical name: no sinusoidal table, a tied projector not twice."""
-        specs = weight_map.trained(self.config, type(self).__name__)
+        specs = weight_map.trained(self.config, type(self).__name__, self._pooling())
         return {name: self._parameter(spec) for name, spec in specs.items()}
 
     def save_pretrained(self, folder: str | os.PathLike[str], format: str = "safetensors") -> None:  # noqa: A002
         """Write weights and config.json into `folder`: "safetensors", "tf-h5" or "flax-msgpack"."""
-        pooling: PoolingConfig | None = getattr(getattr(self, "pooling", None), "config", None)
-        save_checkpoint(Path(folder), format, type(self).__name__, self.config, self.weights_by_name(), pooling)
+        head, weights = type(self).__name__, self.weights_by_name()
+        save_checkpoint(Path(folder), format, head, self.config, weights, self._pooling())
 
     def set_attn_implementation(self, attn_implementation: str) -> Self:
         """Choose the attention kernel: "eager" (plain) is the only one here.
