@@ -3,22 +3,18 @@
 import collections
 import json
 import os
-import pickle
 import struct
-import time
-import zipfile
 
 import h5py
 import ml_dtypes
 import msgpack as msgpack_library
 import numpy as np
 import pytest
-import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from distilbert import weight_map
-from distilbert.checkpoint import hdf5, msgpack, safely, safetensors, torch_bin
+from distilbert.checkpoint import hdf5, msgpack, safely, safetensors
 from distilbert.checkpoint.folder import FORMATS, WRITABLE
 from distilbert.checkpoint.loading import open_checkpoint
 from distilbert.checkpoint.tensors import TensorInfo
@@ -114,103 +110,6 @@ def test_a_long_list_of_names_is_split_as_keras_does(tmp_path):
         assert len(parts) > 1
         assert sum(len(file["layer"].attrs[part]) for part in parts) == 1500
     assert len(hdf5.read(tmp_path / "h5")) == 1500
-
-
-def test_torch_files_are_read_as_torch_reads_them(tmp_path):
-    base = torch.arange(24, dtype=torch.float32)
-    state = collections.OrderedDict(
-        plain=base.reshape(4, 6),
-        turned=base.reshape(4, 6).T,
-        part=base[3:11].reshape(2, 4),
-        shared=base.reshape(4, 6),
-        half=base.half(),
-        brain=base.bfloat16(),
-        double=base.double(),
-        ids=torch.arange(3),
-        scalar=torch.tensor(2.5),
-        empty=torch.zeros(0, 3),
-        parameter=torch.nn.Parameter(base * 2),
-    )
-    state._metadata = {"": {"version": 1}}
-    for protocol in (2, 4):
-        torch.save(state, tmp_path / "bin", pickle_protocol=protocol)
-        stored = torch_bin.read(tmp_path / "bin")
-        assert list(stored) == list(state)
-        for name, tensor in state.items():
-            found = stored[name]
-            bits = tensor.detach().contiguous()
-            wanted = bits.view(torch.int16).numpy() if name == "brain" else bits.numpy()
-            assert found.shape == wanted.shape
-            assert found.tobytes() == wanted.tobytes(), name
-
-
-class Attack:
-    def __init__(self, call, *arguments):
-        self.reduced = (call, arguments)
-
-    def __reduce__(self):
-        return self.reduced
-
-
-def test_a_pickle_that_asks_for_anything_else_is_refused_and_runs_nothing(tmp_path):
-    canary = tmp_path / "canary"
-    attacks = {
-        "os.system": Attack(os.system, f"touch {canary}"),
-        "eval": Attack(eval, f"open({str(canary)!r}, 'w')"),
-        "getattr": Attack(getattr, "".join, "__class__"),
-        "open": Attack(open, str(canary), "w"),
-    }
-    for name, attack in attacks.items():
-        for content in (attack, {"weight": attack}):
-            with zipfile.ZipFile(tmp_path / "bin", "w") as archive:
-                archive.writestr("archive/data.pkl", pickle.dumps(content, 2))
-            with pytest.raises(CheckpointError, match="which is not part of a tensor") as caught:
-                torch_bin.read(tmp_path / "bin")
-            assert caught.value.kind == "UnsafePickle", name
-    assert not canary.exists()
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        b"\x80\x02}" + b"r\x00\x00\x00\x7f" + b".",  # a memo index of two thousand million
-        b"\x80\x02}(" + b")" + b"\x85" * 1_000_000 + b"K\x01u.",  # a key of a million nested tuples
-        b"\x80\x02}(K\x01K\x01u.",  # a key that is no string
-        b"\x80\x02(" * 1000 + b".",
-        b"\x80\x02}",
-        b"\x80\x02.",
-        b"",
-        b"\x80\x02]" + b"]a" * 100_000 + b".",
-        b"cposix\nsystem\n(X\x02\x00\x00\x00idtR.",
-        b"\x80\x02c__builtin__\neval\n.",
-        b"(iposix\nsystem\n.",
-        b"\x80\x02}}b.",
-        b"\x80\x04)" + b"\x85" * 100_000 + b"\x8c\x01x\x93.",  # a name that is a hundred thousand nested tuples
-        b"\x80\x02}(X\x01\x00\x00\x00aNX\x01\x00\x00\x00aNu.",  # a key named twice
-    ],
-)
-def test_pickles_made_to_hurt_are_refused_quickly(tmp_path, program):
-    with zipfile.ZipFile(tmp_path / "bin", "w") as archive:
-        archive.writestr("archive/data.pkl", program)
-    start = time.process_time()
-    with pytest.raises(CheckpointError):
-        _refuse_empty(torch_bin.read(tmp_path / "bin"), tmp_path)
-    assert time.process_time() - start < 3
-
-
-def _refuse_empty(stored, path):
-    """An empty state dict is harmless by itself; a load misses every tensor of it."""
-    if not stored:
-        raise CheckpointError(path, "MissingTensor", "lacks everything")
-
-
-def test_a_flipped_bit_in_a_torch_file_is_noticed(tmp_path):
-    torch.save({"weight": torch.arange(1000.0)}, tmp_path / "bin")
-    data = bytearray((tmp_path / "bin").read_bytes())
-    data[data.find(struct.pack("<3f", 500, 501, 502))] ^= 1
-    (tmp_path / "bin").write_bytes(data)
-    with pytest.raises(CheckpointError, match="damaged bytes"):
-        torch_bin.read(tmp_path / "bin")["weight"]
 
 
 def _header(entries, data=b"\0" * 8, length=None):
