@@ -199,7 +199,7 @@ def test_save_and_load_between_backends(tmp_path, backend, name):
 def test_a_second_format_in_a_folder_is_refused(folder):
     with pytest.raises(CheckpointError, match=r"holds model\.safetensors; two weight files"):
         new_model("pt").save_pretrained(folder, "tf-h5")
-    with pytest.raises(CheckpointError, match="is not a format to write; choose from safetensors, tf-h5, flax-msgpack"):
+    with pytest.raises(CheckpointError, match="is not a format to write; choose from safetensors, torch-bin, tf-h5"):
         new_model("pt").save_pretrained(folder, "onnx")
 
 

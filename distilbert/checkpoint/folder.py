@@ -23,7 +23,6 @@ class Format:
     file: str
     module: ModuleType
     layout: Layout
-    writable: bool = True
 
     def stored_names(self, spec: TensorSpec, head: str, *, headless: bool) -> list[str]:
         """Every name under which a file of this format holds the tensor."""
@@ -42,12 +41,12 @@ FORMATS = {
     entry.name: entry
     for entry in (  # in the order of preference, should a folder hold several
         Format("safetensors", "model.safetensors", safetensors, PT),
-        Format("torch-bin", "pytorch_model.bin", torch_bin, PT, writable=False),
+        Format("torch-bin", "pytorch_model.bin", torch_bin, PT),
         Format("tf-h5", "tf_model.h5", hdf5, TF),
         Format("flax-msgpack", "flax_model.msgpack", msgpack, FLAX),
     )
 }
-WRITABLE = [entry.name for entry in FORMATS.values() if entry.writable]
+WRITABLE = list(FORMATS)
 
 
 def find_weights(folder: Path) -> Format:
@@ -105,7 +104,7 @@ def write_weights(
 
 
 def check_format(name: str) -> Format:
-    """The writable format of that name.
+    """The format of that name.
 
     Raises:
         CheckpointError: there is none.
