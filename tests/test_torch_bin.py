@@ -128,6 +128,7 @@ def test_members_are_torchs_plain_aligned_and_undated(tmp_path):
     data = [f"archive/data/{i}" for i in range(len(ARRAYS))]
     assert names == ["archive/data.pkl", "archive/byteorder", *data, "archive/version"]
     assert {entry.compress_type for entry in entries} == {zipfile.ZIP_STORED}
+    assert {(entry.create_system, entry.extra) for entry in entries} == {(0, b"")}  # of the directory
     assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
     assert {data_offset(path, entry) % 64 for entry in entries} == {0}
     assert write(tmp_path / "again", ARRAYS).read_bytes() == path.read_bytes()
@@ -145,12 +146,13 @@ def test_large_archives_are_written_and_read(tmp_path, monkeypatch):
         assert {data_offset(path, entry) % 64 for entry in archive.infolist()} == {0}
 
 
-def test_numbers_beyond_32_bits_are_written(tmp_path):
-    """A tensor of 16 GiB, of which only the description is made."""
-    program = state_pickle.dump({"huge": TensorInfo((1 << 16, 1 << 16), "float32")})
+@pytest.mark.parametrize("rows", [(1 << 15) - 1, 1 << 15, 1 << 16])
+def test_numbers_beyond_31_bits_are_written(rows, tmp_path):
+    """A tensor of up to 16 GiB, of which only the description is made."""
+    program = state_pickle.dump({"huge": TensorInfo((rows, 1 << 16), "float32")})
     value = state_pickle.Machine(tmp_path).run(io.BytesIO(program))
-    storage = state_pickle.Storage("0", "float32", 1 << 32)
-    assert value == {"huge": state_pickle.Tensor(storage, 0, (1 << 16, 1 << 16), (1 << 16, 1))}
+    storage = state_pickle.Storage("0", "float32", rows << 16)
+    assert value == {"huge": state_pickle.Tensor(storage, 0, (rows, 1 << 16), (1 << 16, 1))}
 
 
 def peak(call):
@@ -172,12 +174,12 @@ def test_one_tensor_at_a_time_is_in_memory(layout, tmp_path):
     flat = torch.arange(6 << 20, dtype=torch.float32)
     torch.save({str(i): flat[i << 20 : (i + 1) << 20] for i in range(6)}, tmp_path / "parts", **layout)
     parts = torch_bin.read(tmp_path / "parts")
-    assert peak(lambda: parts["3"]) < 1.3 * (4 << 20)  # and a chunk whose checksum is taken
+    assert peak(lambda: parts["3"]) < 1.1 * (4 << 20)
 
     def rewrite():
         torch_bin.write(tmp_path / "ours", stored.info, stored.__getitem__)
 
-    assert peak(rewrite) < 2.2 * (4 << 20)  # the one that is written, and the next
+    assert peak(rewrite) < 1.1 * (4 << 20)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -321,6 +323,9 @@ def push(value):
 FLOATS, DICT = b"ctorch\nFloatStorage\n", b"ccollections\nOrderedDict\n)R"
 
 
+REFERENCE = push(("storage", FLOATS, "0", "cpu", 4)) + b"Q"
+
+
 def tensor(shape=(4,), strides=(1,), offset=0, size=4, key="0", storage=FLOATS, **options):
     reference = options.get("reference", ("storage", storage, key, "cpu", size))
     arguments = options.get("arguments", (push(reference) + b"Q", offset, shape, strides, False, DICT))
@@ -356,7 +361,7 @@ BROKEN_TENSORS = {
     "key that is no text": (tensor(key=b"X\3\0\0\0\xed\xa0\x80"), "HeaderInvalid"),
     "size that is a bool": (tensor((True, 4), (4, 1)), "HeaderInvalid"),
     "size that is text": (tensor(("4",)), "HeaderInvalid"),
-    "shape that is a storage": (tensor(shape=push(("storage", FLOATS, "0", "cpu", 4)) + b"Q"), "HeaderInvalid"),
+    "shape that is a storage": (tensor(shape=REFERENCE), "HeaderInvalid"),
     "bool storage": (tensor(storage=b"ctorch\nBoolStorage\n"), "DtypeUnsupported"),
     "complex storage": (tensor(storage=b"ctorch\nComplexFloatStorage\n"), "DtypeUnsupported"),
     "sparse": (b"ctorch._utils\n_rebuild_sparse_tensor\n)R", "DtypeUnsupported"),
@@ -366,10 +371,14 @@ BROKEN_TENSORS = {
     "view of a view": (tensor(reference=("storage", FLOATS, "0", "cpu", 4, ("1", 0, 4))), "HeaderInvalid"),
     "no reference": (tensor(reference="0"), "HeaderInvalid"),
     "no arguments": (tensor(arguments=()), "HeaderInvalid"),
-    "bare storage": (push(("storage", FLOATS, "0", "cpu", 4)) + b"Q", "HeaderInvalid"),
+    "bare storage": (REFERENCE, "HeaderInvalid"),
     "text": ("weight", "HeaderInvalid"),
     "nested": (b"}" + push("a") + tensor() + b"s", "HeaderInvalid"),
     "list": (b"](" + tensor() + b"e", "HeaderInvalid"),
+    "tuples three deep": (
+        tensor(arguments=(REFERENCE, 0, (4,), (1,), False, DICT, (((1,),),))),
+        "HeaderInvalid",
+    ),
     "a call of a tensor": (tensor() + b")R", "HeaderInvalid"),
 }
 
@@ -395,9 +404,9 @@ BROKEN_STATE_DICTS = {
     "two sizes": (program("a", tensor(), "b", tensor((1,), size=1)), "HeaderInvalid"),
     "itself": (b"\x80\x02}q\0" + push("a") + b"h\0s.", "HeaderInvalid"),
     "names of a megabyte": (program("\x1b" * 1_000_000, tensor()), "ResourceLimit"),
-    "a global of a megabyte": (b"\x80\x02c" + b"\x1b" * 1_000_000 + b"\nx\n.", "UnsafePickle"),
     "a global with an escape": (b"\x80\x02ctorc\\x68\nFloatStorage\n.", "UnsafePickle"),
     "a global without an end": (b"\x80\x02ctorch\nFloatStorage", "HeaderInvalid"),
+    "a global that is a list": (b"\x80\x04]]\x93.", "HeaderInvalid"),
     "a number of 2000 bits": (b"\x80\x02\x8a\xff" + b"\x7f" * 255 + b".", "ResourceLimit"),
     "items for a list": (b"\x80\x02](" + push("a") + tensor() + b"u.", "HeaderInvalid"),
     "appended to a dict": (b"\x80\x02}" + push("a") + b"a.", "HeaderInvalid"),
@@ -414,6 +423,12 @@ BROKEN_STATE_DICTS = {
 def test_what_is_not_a_state_dict_is_refused(case, tmp_path):
     content, kind = BROKEN_STATE_DICTS[case]
     assert refuse(write_archive(tmp_path / "bin", content, {"0": bytes(16)})).kind == kind
+
+
+def test_a_long_name_is_not_written_out(tmp_path):
+    path = write_archive(tmp_path / "bin", b"\x80\x02c" + b"\x1b" * 4_000_000 + b"\nx\n.")
+    assert refuse(path).kind == "UnsafePickle"
+    assert peak(lambda: refuse(path)) < 5 * 4_000_000
 
 
 def nest(start, step, count):
@@ -788,7 +803,7 @@ def test_a_damaged_pickle_in_a_whole_file_is_read_or_refused(protocol, damage, t
         assert_written_alike(arrays, tmp_path)
 
 
-@QUICK
+@settings(QUICK, max_examples=100)
 @given(
     names=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), unique=True, max_size=5),
     seed=st.integers(0, 1000),
