@@ -18,6 +18,7 @@ Kind = Literal[
     "DuplicateName",
     "HeaderInvalid",
     "HeaderTooLarge",
+    "IntegrityMismatch",
     "MissingTensor",
     "NonFinite",
     "NotFound",

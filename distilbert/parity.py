@@ -29,7 +29,7 @@ from distilbert.checkpoint.sentence_transformers import is_sentence_folder
 from distilbert.checkpoint.tensors import raw_bytes
 from distilbert.config import DistilBertConfig
 from distilbert.errors import DataError, TokenizerError
-from distilbert.tokenization.fast import FILES as TOKENIZER_FILES
+from distilbert.tokenization import TOKENIZER_FILES
 from distilbert.tokenization.fast import DistilBertTokenizerFast
 
 Batch = Mapping[str, NDArray[np.int64]]

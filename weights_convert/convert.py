@@ -17,8 +17,7 @@ from distilbert.checkpoint.sentence_transformers import is_sentence_folder, read
 from distilbert.checkpoint.tensors import check_dtype
 from distilbert.config import CONFIG_FILE, MAX_CONFIG_BYTES, DistilBertConfig
 from distilbert.errors import CheckpointError, ConfigError
-from distilbert.tokenization.fast import FILES as TOKENIZER_FILES
-from distilbert.tokenization.fast import OPTIONS_FILE
+from distilbert.tokenization import OPTIONS_FILE, TOKENIZER_FILES
 from weights_convert.bert import BertCheckpoint, config_from_bert
 
 _COPIED = (*TOKENIZER_FILES, "config_sentence_transformers.json")

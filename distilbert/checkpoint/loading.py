@@ -23,6 +23,7 @@ from distilbert.checkpoint.folder import find_weights, open_weights
 from distilbert.checkpoint.hub import find_folder
 from distilbert.checkpoint.sentence_transformers import read_pooling
 from distilbert.checkpoint.tensors import DTYPES, FLOATS, Array, is_finite, raw_bytes
+from distilbert.checkpoint.wanted import model_files
 from distilbert.config import DistilBertConfig
 from distilbert.errors import CheckpointError, Kind
 from distilbert.initialization import initial_tensor
@@ -217,6 +218,7 @@ def open_checkpoint(
     strict: bool = True,
     new_head: bool = False,
     revision: str | None = None,
+    local_files_only: bool = False,
     **config_overrides: Any,
 ) -> Checkpoint:
     """The checkpoint that `from_pretrained` of the class `head` reads; its arguments are documented there.
@@ -224,7 +226,7 @@ def open_checkpoint(
     Raises:
         CheckpointError: the files are not a checkpoint of this class. ConfigError: config.json is wrong.
     """
-    folder = find_folder(folder_or_hub_id, revision=revision)
+    folder = find_folder(folder_or_hub_id, model_files, revision=revision, local_files_only=local_files_only)
     encoder, pooling = read_pooling(folder)
     find_weights(encoder)
     stored = DistilBertConfig.from_pretrained(encoder)

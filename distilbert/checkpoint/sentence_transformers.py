@@ -39,7 +39,7 @@ def read_pooling(folder: Path) -> tuple[Path, PoolingConfig]:
     if not is_sentence_folder(folder):
         return folder, PoolingConfig()
     encoder, settings, normalize = folder, PoolingConfig(), False
-    for kind, path in _modules(folder):
+    for kind, path in read_modules(folder):
         match kind:
             case "Transformer":
                 encoder = path
@@ -52,8 +52,12 @@ def read_pooling(folder: Path) -> tuple[Path, PoolingConfig]:
     return encoder, PoolingConfig(settings.mode, normalize, _read_length(encoder))
 
 
-def _modules(folder: Path) -> list[tuple[str, Path]]:
-    """The type (last part of its dotted name) and folder of each module."""
+def read_modules(folder: Path) -> list[tuple[str, Path]]:
+    """The type (last part of its dotted name) and folder of each module that modules.json names.
+
+    Raises:
+        ConfigError: it is no such list, or a folder lies outside.
+    """
     path = folder / MODULES_FILE
     try:
         entries = safely.parse_json(b'{"modules":' + safely.read_bytes(path, 1 << 20) + b"}", path)["modules"]

@@ -1,1 +1,5 @@
 """Text to token ids."""
+
+# The files of a tokenizer in a checkpoint folder, as transformers names them.
+TOKENIZER_FILE, VOCABULARY_FILE, OPTIONS_FILE = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
+TOKENIZER_FILES = (TOKENIZER_FILE, VOCABULARY_FILE, OPTIONS_FILE, "special_tokens_map.json", "added_tokens.json")
