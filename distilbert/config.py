@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from distilbert.checkpoint import safely
+from distilbert.checkpoint.hub import Source, find_folder, first_of
 from distilbert.errors import ConfigError
 
 CONFIG_FILE = "config.json"
@@ -268,13 +269,27 @@ class DistilBertConfig:
         return cls(**{k: v for k, v in kept.items() if k in names}, extra=unknown)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], **overrides: Any) -> Self:
-        """Read `folder`/config.json; `overrides` win over the file.
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        **overrides: Any,
+    ) -> Self:
+        """Read config.json; `overrides` win over the file.
+
+        Args:
+            folder_or_hub_id: a folder, or the id of a model on the hub (needs the extra `hub`).
+            revision: of the hub model: a branch, a tag or a commit hash; default its main branch.
+            local_files_only: take a hub model from the cache, without the network.
+            overrides: config fields.
 
         Raises:
             CheckpointError: the file is missing or not a JSON object. ConfigError: a value is wrong.
         """
-        path = Path(folder) / CONFIG_FILE
+        folder = find_folder(folder_or_hub_id, _files, revision=revision, local_files_only=local_files_only)
+        path = folder / CONFIG_FILE
         values = safely.read_json(path, MAX_CONFIG_BYTES)
         try:
             config = cls.from_dict(values)
@@ -349,6 +364,11 @@ def _resolve_names(values: Mapping[str, Any]) -> dict[str, Any]:
         elif len(_id2label("id2label", labels)) != n:
             raise ConfigError(f"num_labels must be the number of labels in id2label, got {n} and {labels!r}.")
     return given
+
+
+def _files(source: Source) -> list[str]:
+    """What a config needs of a model."""
+    return [first_of(source, CONFIG_FILE)]
 
 
 def _fields() -> list[dataclasses.Field[Any]]:

@@ -218,6 +218,25 @@ def test_the_cache_of_the_hub_is_opened(tmp_path):
         assert safely.read_bytes(file, 100) == b"content"
 
 
+def test_links_into_the_store_of_shared_blobs(tmp_path):
+    """The client keeps a file that several models have once, beside them; links to other places stay refused."""
+    model, store = tmp_path / "models--a--b", tmp_path / "blobs"
+    snapshot = model / "snapshots" / "123" / "assets" / "tokenizer"
+    for folder in (snapshot, model / "blobs", store / "ab", store / "cd", tmp_path / "elsewhere"):
+        folder.mkdir(parents=True)
+    for target in ("blobs/ab/abc", "blobs/cd/abc", "blobs/abc", "elsewhere/abc"):
+        (tmp_path / target).write_bytes(b"content")
+        (model / "blobs" / "etag").unlink(missing_ok=True)
+        (model / "blobs" / "etag").symlink_to(f"../../{target}")
+        (snapshot / "file").unlink(missing_ok=True)
+        (snapshot / "file").symlink_to("../../../../blobs/etag")
+        if target == "blobs/ab/abc":
+            assert safely.read_bytes(snapshot / "file", 100) == b"content"
+        else:
+            with pytest.raises(CheckpointError, match="UnsafeLink"):
+                safely.read_bytes(snapshot / "file", 100)
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     target = tmp_path / "model.safetensors"
     safetensors.write(target, INFO, ARRAYS.__getitem__)

@@ -270,36 +270,6 @@ def test_every_format_is_preferred_in_order(tmp_path):
         assert open_checkpoint(tmp_path, "DistilBertModel").path.name == file
 
 
-def test_a_model_of_the_hub(tmp_path, monkeypatch):
-    """A name that is no path is fetched from the hub, here a local server that speaks its protocol, then cached."""
-    from tests.hub import serve
-
-    monkeypatch.chdir(tmp_path)
-    with serve(REFERENCE_FOLDERS[0], "someone/tiny") as (endpoint, requests):
-        import huggingface_hub.constants
-        import huggingface_hub.file_download
-        import huggingface_hub.hf_api
-
-        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", endpoint)
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(
-            huggingface_hub.constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        model = load_backend("pt").DistilBertModel.from_pretrained("someone/tiny")
-        assert model.config.dim == 8
-        with pytest.raises(CheckpointError, match="the hub did not give a model of that name"):
-            load_backend("pt").DistilBertModel.from_pretrained("someone/absent")
-        fetched = len(requests)
-        load_backend("pt").DistilBertModel.from_pretrained("someone/tiny")
-        assert len(requests) == fetched  # from the cache
-        with pytest.raises(CheckpointError, match="there is no such folder"):
-            load_backend("pt").DistilBertModel.from_pretrained(tmp_path / "no" / "such" / "folder")
-        assert len(requests) == fetched  # a path is never looked up
-
-
 def test_numbers_that_the_dtype_cannot_hold_are_refused(folder):
     edit(folder, lambda tensors: tensors[Q_LIN].__setitem__((0, 0), 1e6))
     assert "that float16 cannot" in refused(folder, dtype="float16").detail

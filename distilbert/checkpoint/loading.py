@@ -24,6 +24,7 @@ from distilbert.checkpoint.hub import find_folder
 from distilbert.checkpoint.manifest import read_whole
 from distilbert.checkpoint.sentence_transformers import DenseFolder, read_pooling
 from distilbert.checkpoint.tensors import DTYPES, FLOATS, Array, LazyWeights, digest, is_finite
+from distilbert.checkpoint.wanted import model_files
 from distilbert.config import CONFIG_FILE, DistilBertConfig
 from distilbert.errors import CheckpointError, ConfigError, Kind
 from distilbert.initialization import initial_tensor
@@ -273,6 +274,7 @@ def open_checkpoint(
     strict: bool = True,
     new_head: bool = False,
     revision: str | None = None,
+    local_files_only: bool = False,
     **config_overrides: Any,
 ) -> Checkpoint:
     """The checkpoint that `from_pretrained` of the class `head` reads; its arguments are documented there.
@@ -280,7 +282,7 @@ def open_checkpoint(
     Raises:
         CheckpointError: the files are not a checkpoint of this class. ConfigError: config.json is wrong.
     """
-    folder = find_folder(folder_or_hub_id, revision=revision)
+    folder = find_folder(folder_or_hub_id, model_files, revision=revision, local_files_only=local_files_only)
 
     def read_files() -> Checkpoint:
         encoder, pooling, dense = read_pooling(folder)

@@ -93,8 +93,12 @@ def _contained(path: Path, real: Path) -> bool:
     folder = Path(os.path.realpath(path.parent))
     if real.parent == folder:
         return True
-    snapshot = folder if folder.parent.name == "snapshots" else folder.parent
-    return snapshot.parent.name == "snapshots" and real.parent == snapshot.parent.parent / "blobs"
+    snapshots = next((parent for parent in folder.parents if parent.name == "snapshots"), None)
+    if snapshots is None:
+        return False
+    model = snapshots.parent
+    shared = model.parent / "blobs" / real.name[:2]  # where the client keeps files that several models have
+    return real.parent in (model / "blobs", shared)
 
 
 def check_folder(path: Path) -> None:

@@ -72,7 +72,7 @@ def read_pooling(folder: Path) -> SentenceFolder:
     """
     if not is_sentence_folder(folder):
         return SentenceFolder(folder, PoolingConfig())
-    places = _modules(folder)
+    places = read_modules(folder)
     encoder = places.get("Transformer", folder)
     mode = _read_mode(places["Pooling"] / CONFIG_FILE) if "Pooling" in places else PoolingConfig().mode
     dense, dense_folder = _read_dense(places["Dense"]) if "Dense" in places else (None, None)
@@ -82,8 +82,12 @@ def read_pooling(folder: Path) -> SentenceFolder:
     return SentenceFolder(encoder, pooling, dense_folder)
 
 
-def _modules(folder: Path) -> dict[str, Path]:
-    """The folder of each module by its type, which is the last part of a dotted name."""
+def read_modules(folder: Path) -> dict[str, Path]:
+    """The folder of each module that modules.json names, by its type, which is the last part of a dotted name.
+
+    Raises:
+        ConfigError: it is no list of modules that we know, in the order that we know, or a folder lies outside.
+    """
     path = folder / MODULES_FILE
     try:
         entries = safely.parse_json(b'{"modules":' + safely.read_bytes(path, 1 << 20) + b"}", path)["modules"]

@@ -59,6 +59,7 @@ class PretrainedModel(nn.Module):
         strict: bool = True,
         new_head: bool = False,
         revision: str | None = None,
+        local_files_only: bool = False,
         attn_implementation: str | None = None,
         **config_overrides: Any,
     ) -> Self:
@@ -70,7 +71,9 @@ class PretrainedModel(nn.Module):
             strict: refuse tensors that the class does not know.
             new_head: allow a head that the checkpoint lacks or has in another size; it gets initial weights. Other
                 labels than the file's (`num_labels`, `id2label`) allow it too.
-            revision: of the hub model.
+            revision: of the hub model: a branch, a tag or a commit hash; default its main branch. A model that is in
+                the cache is taken from there, whole, without asking the hub for a newer one.
+            local_files_only: take a hub model from the cache, without the network.
             attn_implementation: the attention kernel, see `set_attn_implementation`.
             config_overrides: config fields that win over the file. The old spellings `torch_dtype` of `dtype`, and
                 `use_flash_attention_2=True`, are understood.
@@ -85,7 +88,7 @@ class PretrainedModel(nn.Module):
         check_kernel(kernel)
         source = open_checkpoint(
             folder_or_hub_id, cls.__name__, dtype=dtype_name(dtype), strict=strict, new_head=new_head,
-            revision=revision, **config_overrides,
+            revision=revision, local_files_only=local_files_only, **config_overrides,
         )  # fmt: skip
         weights = dict(source)  # all read and checked before the first is assigned
         model = cls._empty(source.config, **source.settings)

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilbert.backends import load_backend
+from distilbert.checkpoint.hub import find_folder
+from distilbert.checkpoint.wanted import encoder_files
 from distilbert.tokenization.fast import DistilBertTokenizerFast
 
 
@@ -32,9 +34,18 @@ class SentenceEncoder:
         self.max_length = min(limit for limit in limits if limit is not None)
 
     @classmethod
-    def from_pretrained(cls, folder_or_hub_id: str | os.PathLike[str], *, backend: str = "pt", **options: Any) -> Self:
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | os.PathLike[str],
+        *,
+        backend: str = "pt",
+        revision: str | None = None,
+        local_files_only: bool = False,
+        **options: Any,
+    ) -> Self:
         """Load model and tokenizer from a folder or hub id; `options` go to the model's `from_pretrained`."""
-        model = load_backend(backend).DistilBertForSentenceEmbedding.from_pretrained(folder_or_hub_id, **options)
+        folder = find_folder(folder_or_hub_id, encoder_files, revision=revision, local_files_only=local_files_only)
+        model = load_backend(backend).DistilBertForSentenceEmbedding.from_pretrained(folder, **options)
         return cls(model, DistilBertTokenizerFast.from_pretrained(Path(model.load_report.source).parent))
 
     def encode(self, texts: str | Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:

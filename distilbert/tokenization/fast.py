@@ -20,8 +20,9 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
 from distilbert.checkpoint import safely
+from distilbert.checkpoint.hub import Source, find_folder, first_of
 from distilbert.errors import CheckpointError, DataError, TokenizerError
-from distilbert.tokenization import OPTIONS_FILE, TOKENIZER_FILE, VOCABULARY_FILE
+from distilbert.tokenization import OPTIONS_FILE, TOKENIZER_FILE, TOKENIZER_FILES, VOCABULARY_FILE
 
 SPECIAL_TOKENS = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
 UNLIMITED = 1 << 30  # tokenizer_config.json writes a huge number for "no limit"
@@ -86,13 +87,25 @@ class DistilBertTokenizerFast:
                 raise TokenizerError(f"the added token {entry['content']!r} cannot have the id {entry['id']}.")
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
         """Read tokenizer.json, or else vocab.txt, with the options of tokenizer_config.json.
 
+        Args:
+            folder_or_hub_id: a folder, or the id of a model on the hub (needs the extra `hub`).
+            revision: of the hub model: a branch, a tag or a commit hash; default its main branch.
+            local_files_only: take a hub model from the cache, without the network.
+
         Raises:
-            TokenizerError: neither file is there, or it is not a DistilBERT tokenizer's.
+            TokenizerError: neither file is there, or it is not a DistilBERT tokenizer's. CheckpointError: the hub does
+                not give them.
         """
-        folder = Path(folder)
+        folder = find_folder(folder_or_hub_id, _files, revision=revision, local_files_only=local_files_only)
         try:
             vocabulary, options = _read_folder(folder)
             return cls(vocabulary, **options)
@@ -153,6 +166,11 @@ class DistilBertTokenizerFast:
                     raise DataError(f"text {i} has {len(tokens)} tokens, more than {limit}: {remedy}.")
                 ids[i] = [*tokens[: limit - 1], tokens[-1]]  # [SEP] stays
         return ids
+
+
+def _files(source: Source) -> list[str]:
+    """What a tokenizer needs of a model."""
+    return [first_of(source, TOKENIZER_FILE, VOCABULARY_FILE), *filter(source.has, TOKENIZER_FILES)]
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, int], dict[str, Any]]:
