@@ -5,6 +5,8 @@ Reads what its versions 2 to 6 write; writes the form that all of them read.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -16,6 +18,7 @@ MODULES_FILE = "modules.json"
 POOLING_FILE = "1_Pooling/config.json"
 LENGTH_FILES = ("sentence_bert_config.json", "sentence_distilbert_config.json")
 
+_MODULES = ("Transformer", "Pooling", "Normalize")
 _LEGACY_KEYS = {
     "mean": "pooling_mode_mean_tokens",
     "cls": "pooling_mode_cls_token",
@@ -27,7 +30,7 @@ _CURRENT_NAMES = {"mean": "mean", "cls": "cls", "max": "max", "mean_sqrt_len_tok
 
 def is_sentence_folder(folder: Path) -> bool:
     """Whether `folder` has a modules.json."""
-    return (folder / MODULES_FILE).is_file()
+    return os.path.lexists(folder / MODULES_FILE)
 
 
 def read_pooling(folder: Path) -> tuple[Path, PoolingConfig]:
@@ -38,32 +41,39 @@ def read_pooling(folder: Path) -> tuple[Path, PoolingConfig]:
     """
     if not is_sentence_folder(folder):
         return folder, PoolingConfig()
-    encoder, settings, normalize = folder, PoolingConfig(), False
-    for kind, path in _modules(folder):
-        match kind:
-            case "Transformer":
-                encoder = path
-            case "Pooling":
-                settings = _read_mode(path / "config.json")
-            case "Normalize":
-                normalize = True
-            case _:
-                raise ConfigError(f"{folder / MODULES_FILE}: modules of type {kind} are not supported.")
-    return encoder, PoolingConfig(settings.mode, normalize, _read_length(encoder))
+    places = _modules(folder)
+    encoder = places["Transformer"]
+    settings = _read_mode(places["Pooling"] / "config.json") if "Pooling" in places else PoolingConfig()
+    return encoder, PoolingConfig(settings.mode, "Normalize" in places, _read_length(encoder))
 
 
-def _modules(folder: Path) -> list[tuple[str, Path]]:
-    """The type (last part of its dotted name) and folder of each module."""
+def _modules(folder: Path) -> dict[str, Path]:
+    """The folder of each module, by its type (the last part of a dotted name)."""
     path = folder / MODULES_FILE
     try:
         entries = safely.parse_json(b'{"modules":' + safely.read_bytes(path, 1 << 20) + b"}", path)["modules"]
         found = [(str(entry["type"]).rsplit(".", 1)[-1], PurePosixPath(entry["path"])) for entry in entries]
     except (KeyError, TypeError):
         raise ConfigError(f"{path}: must be a list of modules with type and path.") from None
-    places = [(kind, folder / place) for kind, place in found]
-    if not all(place.resolve().is_relative_to(folder.resolve()) for _, place in places):
+    for kind in dict.fromkeys(kind for kind, _ in found):
+        if kind not in _MODULES:
+            raise ConfigError(f"{path}: modules of type {kind} are not supported.")
+    if not found or tuple(kind for kind, _ in found) != _MODULES[: len(found)]:
+        raise ConfigError(f"{path}: must list {', '.join(_MODULES)}, in this order; the last ones may be absent.")
+    places = {kind: folder / place for kind, place in found}
+    if not all(_lies_in(folder, place) for place in places.values()):
         raise ConfigError(f"{path}: a module lies outside the folder.")
     return places
+
+
+def _lies_in(folder: Path, place: Path) -> bool:
+    """Whether `place`, after every link, is below `folder`; what links to itself, or is no possible name, is not."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            place.stat()
+        return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))
+    except (OSError, ValueError):
+        return False
 
 
 def _read_mode(path: Path) -> PoolingConfig:
