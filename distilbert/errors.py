@@ -40,7 +40,8 @@ Kind = Literal[
 
 def escape(text: str, limit: int = MAX_MESSAGE) -> str:
     """`text` on one line: unprintable characters escaped, cut at `limit` characters."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    start = text[: limit + 1]  # escaping never shortens: what follows would be cut
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in start)
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 

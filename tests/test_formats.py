@@ -1,9 +1,7 @@
 """Checkpoint files: the reference's own are read, ours are read by the formats' own libraries, broken ones refused."""
 
 import collections
-import json
 import os
-import struct
 
 import h5py
 import ml_dtypes
@@ -86,95 +84,6 @@ def test_a_long_list_of_names_is_split_as_keras_does(tmp_path):
         assert len(parts) > 1
         assert sum(len(file["layer"].attrs[part]) for part in parts) == 1500
     assert len(hdf5.read(tmp_path / "h5")) == 1500
-
-
-def _header(entries, data=b"\0" * 8, length=None):
-    text = json.dumps(entries).encode() if isinstance(entries, dict) else entries
-    return struct.pack("<Q", len(text) if length is None else length) + text + data
-
-
-F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-BROKEN_SAFETENSORS = {
-    "empty": (b"", "BadMagic"),
-    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "BadMagic"),
-    "html": (b"<!DOCTYPE html><html></html>", "BadMagic"),
-    "zip": (b"PK\x03\x04" + b"\0" * 60, "BadMagic"),
-    "length 2^63": (_header({}, length=1 << 63), "HeaderTooLarge"),
-    "length beyond the file": (_header({"a": F32}, length=1 << 20), "Truncated"),
-    "data too short": (_header({"a": F32}, b"\0" * 4), "Truncated"),
-    "data too long": (_header({"a": F32}, b"\0" * 12), "OffsetInvalid"),
-    "overlap": (_header({"a": F32, "b": F32}), "OffsetInvalid"),
-    "hole": (_header({"a": F32 | {"data_offsets": [4, 12]}}, b"\0" * 12), "OffsetInvalid"),
-    "negative offset": (_header({"a": F32 | {"data_offsets": [-8, 0]}}), "HeaderInvalid"),
-    "float offset": (_header({"a": F32 | {"data_offsets": [0.0, 8.0]}}), "HeaderInvalid"),
-    "size": (_header({"a": F32 | {"shape": [3]}}), "OffsetInvalid"),
-    "shape overflow": (_header({"a": F32 | {"shape": [0, 1 << 40, 1 << 40]}}), "ShapeMismatch"),
-    "negative dimension": (_header({"a": F32 | {"shape": [-1]}}), "ShapeMismatch"),
-    "rank 9": (_header({"a": F32 | {"shape": [1] * 9}}), "ShapeMismatch"),
-    "dtype": (_header({"a": F32 | {"dtype": "F8_E4M3"}}), "DtypeUnsupported"),
-    "extra field": (_header({"a": F32 | {"x": 1}}), "HeaderInvalid"),
-    "not an object": (_header({"a": []}), "HeaderInvalid"),
-    "metadata": (_header({"__metadata__": {"a": 1}}, b""), "HeaderInvalid"),
-    "duplicate": (_header(b'{"a":%s,"a":%s}' % ((json.dumps(F32).encode(),) * 2)), "DuplicateName"),
-    "deep": (_header(b'{"a":' + b"[" * 200_000), "ResourceLimit"),
-    "not JSON": (_header(b"{]"), "HeaderInvalid"),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN_SAFETENSORS)
-def test_a_broken_safetensors_file_is_refused_from_its_header(case, tmp_path):
-    content, kind = BROKEN_SAFETENSORS[case]
-    (tmp_path / "f").write_bytes(content)
-    with pytest.raises(CheckpointError) as caught:
-        safetensors.read(tmp_path / "f")
-    assert caught.value.kind == kind, caught.value
-    assert "\n" not in str(caught.value)
-
-
-def _h5(path, build):
-    with h5py.File(path, "w") as file:
-        build(file)
-
-
-def _virtual(file):
-    layout = h5py.VirtualLayout(shape=(4,), dtype="f4")
-    layout[:] = h5py.VirtualSource("other.h5", "x", shape=(4,))
-    file.create_virtual_dataset("v", layout)
-
-
-def _net(file):
-    """Ten levels of groups, each linked six times: few bytes, sixty million paths."""
-    below = file.create_group("0")
-    for level in range(1, 10):
-        group = file.create_group(str(level))
-        for i in range(6):
-            group[str(i)] = below
-        below = group
-
-
-BROKEN_HDF5 = {
-    "external link": (lambda f: f.__setitem__("e", h5py.ExternalLink("/etc/hostname", "/x")), "HeaderInvalid"),
-    "external storage": (lambda f: f.create_dataset("e", (4,), "f4", external=[("/etc/hostname", 0, 16)]), "Truncated"),
-    "virtual": (_virtual, "UnsafeLink"),
-    "chunked": (lambda f: f.create_dataset("c", (4, 4), "f4", chunks=(2, 2)), "UnsafeLink"),
-    "compressed": (lambda f: f.create_dataset("g", data=np.zeros((4, 4), "f4"), compression="gzip"), "UnsafeLink"),
-    "bomb": (lambda f: f.create_dataset("b", (1 << 40,), "f4", chunks=(1 << 20,)), "UnsafeLink"),
-    "never written": (lambda f: f.create_dataset("n", (4,), "f4"), "Truncated"),
-    "big-endian": (lambda f: f.create_dataset("b", data=np.zeros(4, ">f4")), "DtypeUnsupported"),
-    "strings": (lambda f: f.create_dataset("s", data=[b"x"]), "DtypeUnsupported"),
-    "net": (_net, "ResourceLimit"),
-    "cycle": (lambda f: f.create_group("a").__setitem__("loop", f["a"]), "ResourceLimit"),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN_HDF5)
-def test_hdf5_beyond_plain_datasets_is_refused_unread(case, tmp_path):
-    build, kind = BROKEN_HDF5[case]
-    _h5(tmp_path / "f", build)
-    with pytest.raises(CheckpointError) as caught:
-        hdf5.read(tmp_path / "f")
-    assert caught.value.kind == kind, caught.value
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", FORMATS)

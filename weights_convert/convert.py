@@ -112,7 +112,8 @@ def _copy_other_files(source: Path, destination: Path) -> None:
     """Copy the tokenizer and what sentence-transformers keeps beside it, so that the new folder is complete."""
     for name in _COPIED:
         if (source / name).is_file():
-            data = safely.read_bytes(source / name, _MAX_COPIED_BYTES)
+            limit = MAX_CONFIG_BYTES if name == OPTIONS_FILE else _MAX_COPIED_BYTES
+            data = safely.read_bytes(source / name, limit)
             if name == OPTIONS_FILE:
                 data = _as_distilbert_tokenizer(source / name, data)
             (destination / name).write_bytes(data)

@@ -21,7 +21,7 @@ from distilbert.errors import CheckpointError, escape
 from distilbert.optional import require
 
 MAX_DEPTH = 12
-MAX_NODES = 50_000
+MAX_NODES = 20_000
 MAX_ATTRIBUTE_BYTES = 64_000  # HDF5 keeps attributes in a header of 64 KiB; Keras splits longer lists
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _CONTIGUOUS = 1  # HDF5's layout class for a dataset that is one run of bytes
@@ -46,6 +46,8 @@ def read(path: Path) -> StoredTensors:
         raise
     except MemoryError:
         raise CheckpointError(path, "ResourceLimit", "claims sizes that do not fit into memory") from None
+    except RecursionError:
+        raise CheckpointError(path, "UnsafeLink", "holds links that lead to themselves") from None
     except Exception as error:  # noqa: BLE001 - a damaged file can break the parser anywhere
         detail = f"is a damaged or incomplete HDF5 file, or one that links to others ({type(error).__name__})"
         raise CheckpointError(path, "HeaderInvalid", detail) from None
@@ -79,6 +81,11 @@ def _walk(path: Path, root: Any) -> Iterator[tuple[str, Any]]:
             node = group.get_lazy_view(key)
             if depth > MAX_DEPTH or seen > MAX_NODES:
                 raise CheckpointError(path, "ResourceLimit", "has groups nested too deeply or linked too often")
+            here = f"/{prefix}{key}"
+            if node is None or getattr(node, "name", here) != here:  # pyfive gives what a soft link leads to
+                raise CheckpointError(
+                    path, "UnsafeLink", f"holds {prefix + key!r}, which is a link or holds no numbers"
+                )
             if hasattr(node, "keys"):
                 pending.append((f"{prefix}{key}/", node, depth + 1))
             else:

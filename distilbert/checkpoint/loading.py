@@ -8,6 +8,7 @@ with a reason, and the report lists what each of them did.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import warnings
 import zlib
@@ -33,6 +34,7 @@ from distilbert.tokenization import TOKENIZER_FILES
 from distilbert.weight_map import Layout, TensorSpec
 
 _SHOWN = 4  # names of a list, in a line for people
+MAX_MADE = 1 << 24  # numbers of a table that a file lacks: a few bytes of config.json must not ask for gigabytes
 LABEL_FIELDS = ("num_labels", "id2label")  # an override of these asks for a head of its own
 
 
@@ -165,13 +167,17 @@ class Checkpoint(LazyWeights):
 
     def _source_of(self, name: str) -> str:
         """The canonical tensor to read for `name`: itself, or the one to which it is tied."""
-        return name if name in self._plan.sources else weight_map.WORD_EMBEDDINGS
+        return weight_map.WORD_EMBEDDINGS if name in self._plan.tied else name
 
     def _read(self, name: str) -> Array:
-        """The canonical array as stored: finite, and equal in every place where the file holds it."""
+        """The canonical array as stored: finite, and equal in every place where the file holds it.
+
+        Whoever reads the word embeddings relies on what is tied to them, which a save leaves out.
+        """
         spec, (first, *others) = self.specs[name], self._plan.sources[name]
         duplicates = {digest(self._stored[other]) for other in others}  # first, so that one array is held at a time
-        twin = digest(self._read(weight_map.WORD_EMBEDDINGS)) if name in self._plan.tied else None
+        tied = [twin for twin in self._plan.tied if name == weight_map.WORD_EMBEDDINGS and twin in self._plan.sources]
+        twins = {twin: digest(self._read(twin)) for twin in tied}
         array = self._stored[first]
         if not is_finite(array):
             where = np.argwhere(~np.isfinite(array))[0].tolist()
@@ -179,9 +185,10 @@ class Checkpoint(LazyWeights):
         if duplicates and duplicates != {digest(array)}:
             raise CheckpointError(self.path, "DuplicateName", f"holds {name!r} twice with different numbers")
         array = spec.from_layout(array, self.layout)
-        if twin is not None and twin != digest(array):
-            detail = f"{name!r} differs from the word embeddings, to which tie_word_embeddings=true ties it"
-            raise CheckpointError(self.path, "TiedTensorsDiffer", f"{detail}; set it to false to keep both")
+        for twin, bits in twins.items():
+            if bits != digest(array):
+                detail = f"{twin!r} differs from the word embeddings, to which tie_word_embeddings=true ties it"
+                raise CheckpointError(self.path, "TiedTensorsDiffer", f"{detail}; set it to false to keep both")
         return array
 
     def _converted(self, name: str, array: Array) -> Array:
@@ -387,6 +394,11 @@ def _holds_larger_head(head: str, modules: set[str]) -> bool:
 
 def _make(config: DistilBertConfig, spec: TensorSpec) -> Array:
     if spec.name == weight_map.POSITION_EMBEDDINGS:
+        if math.prod(spec.shape) > MAX_MADE:
+            rows, dim = spec.shape
+            raise ConfigError(
+                f"max_position_embeddings asks for a sinusoidal table of {rows} x {dim} numbers, more than {MAX_MADE}."
+            )
         return sinusoidal_table(*spec.shape)
     seed = zlib.crc32(spec.name.encode())  # its own, so that equal shapes do not get equal numbers
     return initial_tensor(config, spec, np.random.RandomState(seed))

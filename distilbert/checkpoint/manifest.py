@@ -76,10 +76,13 @@ def _entry(path: Path, name: str, entry: Any) -> FileDigest:
 
 
 def is_below(name: str) -> bool:
-    """Whether `name` is a path below the folder that names it, on every system: relative, no `..`, no drive."""
+    """Whether `name` is a path below the folder that names it, on every system: relative, no `..`, no drive.
+
+    It has one spelling, without `./` or `//`: a list of names cannot name a file more than once.
+    """
     windows, posix = PureWindowsPath(name), PurePosixPath(name)
     outside = posix.is_absolute() or windows.anchor or ".." in windows.parts
-    return bool(posix.parts) and not outside and "\\" not in name and name.isprintable()
+    return str(posix) == name != "." and not outside and "\\" not in name and name.isprintable()
 
 
 def files(folder: Path) -> list[str]:

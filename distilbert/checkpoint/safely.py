@@ -79,9 +79,13 @@ def open_checked(path: Path) -> io.BufferedReader:
     except FileNotFoundError:
         raise CheckpointError(path, "NotFound", "there is no such file") from None
     except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise CheckpointError(path, "UnsafeLink", "is a link to itself") from None
+        if error.errno == errno.ELOOP:
+            raise CheckpointError(path, "UnsafeLink", "is a link to itself") from None
+        if error.errno == errno.ENAMETOOLONG:
+            raise CheckpointError(path, "NotFound", "there is no such file: its name is too long") from None
+        if error.errno == errno.ENXIO:  # a socket
+            raise CheckpointError(path, "NotRegularFile", "is not a regular file") from None
+        raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise CheckpointError(path, "NotRegularFile", "is not a regular file")
@@ -140,7 +144,8 @@ def parse_json(data: bytes, path: str | os.PathLike[str], kind: Kind = "HeaderIn
         value: Any = json.loads(
             data.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
         )
-        json.dumps(value, ensure_ascii=False).encode()  # an escaped lone surrogate could never be written again
+        if b"\\u" in data:
+            json.dumps(value, ensure_ascii=False).encode()  # an escaped lone surrogate could never be written again
     except UnicodeEncodeError:
         raise CheckpointError(path, kind, "holds a lone surrogate, which is not Unicode text") from None
     except UnicodeDecodeError as error:
@@ -161,10 +166,11 @@ def parse_json(data: bytes, path: str | os.PathLike[str], kind: Kind = "HeaderIn
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"names {next(n for n in names if names.count(n) > 1)!r} twice")
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"names {name!r} twice")
+        result[name] = value
     return result
 
 

@@ -6,6 +6,8 @@ up in tables, never imported.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast
@@ -61,7 +63,7 @@ class SentenceFolder(NamedTuple):
 
 def is_sentence_folder(folder: Path) -> bool:
     """Whether `folder` has a modules.json."""
-    return (folder / MODULES_FILE).is_file()
+    return os.path.lexists(folder / MODULES_FILE)
 
 
 def read_pooling(folder: Path) -> SentenceFolder:
@@ -73,7 +75,7 @@ def read_pooling(folder: Path) -> SentenceFolder:
     if not is_sentence_folder(folder):
         return SentenceFolder(folder, PoolingConfig())
     places = read_modules(folder)
-    encoder = places.get("Transformer", folder)
+    encoder = places["Transformer"]
     mode = _read_mode(places["Pooling"] / CONFIG_FILE) if "Pooling" in places else PoolingConfig().mode
     dense, dense_folder = _read_dense(places["Dense"]) if "Dense" in places else (None, None)
     if "Normalize" in places and (places["Normalize"] / CONFIG_FILE).is_file():  # version 2 writes none
@@ -99,12 +101,23 @@ def read_modules(folder: Path) -> dict[str, Path]:
     for kind in kinds:
         if kind not in _ORDER:
             raise ConfigError(f"{path}: modules of type {kind} are not supported.")
-    if kinds != [kind for kind in _ORDER if kind in places] or ("Dense" in places and "Pooling" not in places):
+    ordered = kinds == [kind for kind in _ORDER if kind in places]
+    if not ordered or "Transformer" not in places or ("Pooling" not in places and len(kinds) > 1):
         order = "one Transformer, one Pooling, at most one Dense, at most one Normalize, in this order"
         raise ConfigError(f"{path}: modules must be {order}, got {', '.join(kinds)}.")
-    if not all((folder / place).resolve().is_relative_to(folder.resolve()) for _, place in found):
+    if not all(_lies_in(folder, place) for place in places.values()):
         raise ConfigError(f"{path}: a module lies outside the folder.")
     return places
+
+
+def _lies_in(folder: Path, place: Path) -> bool:
+    """Whether `place`, after every link, is below `folder`; what links to itself, or is no possible name, is not."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            place.stat()
+        return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))
+    except (OSError, ValueError):
+        return False
 
 
 def _read_mode(path: Path) -> str:
