@@ -55,7 +55,8 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SRC", help="Folder of a DistilBERT or BERT checkpoint: safetensors, .bin, .h5 or .msgpack."
+            metavar="SRC",
+            help="Folder of a DistilBERT or BERT checkpoint (safetensors, .bin, .h5, .msgpack) or KerasHub preset.",
         ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="New folder to write; nothing is overwritten.")],

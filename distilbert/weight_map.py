@@ -32,7 +32,7 @@ class Module:
     kind: Kind
     shape: tuple[Size, ...]
     bert: str = ""  # in BERT checkpoints; "" where BERT has no such module
-    tf_weight: str = ""  # leaf name in TensorFlow files where it breaks their own rule
+    keras_hub: str = ""  # in KerasHub presets, `task.` in the head's file; "" where KerasHub has no such module
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -41,26 +41,26 @@ class Module:
 
 
 EMBEDDINGS = (
-    Module("distilbert.embeddings.word_embeddings", "embedding", ("vocab_size", "dim"), "embeddings.word_embeddings", "weight"),
-    Module("distilbert.embeddings.position_embeddings", "embedding", ("max_position_embeddings", "dim"), "embeddings.position_embeddings"),
-    Module("distilbert.embeddings.LayerNorm", "norm", ("dim",), "embeddings.LayerNorm"),
+    Module("distilbert.embeddings.word_embeddings", "embedding", ("vocab_size", "dim"), "embeddings.word_embeddings", "layers.token_and_position_embedding.token_embedding"),
+    Module("distilbert.embeddings.position_embeddings", "embedding", ("max_position_embeddings", "dim"), "embeddings.position_embeddings", "layers.token_and_position_embedding.position_embedding"),
+    Module("distilbert.embeddings.LayerNorm", "norm", ("dim",), "embeddings.LayerNorm", "layers.layer_normalization"),
 )  # fmt: skip
 BLOCK = (  # * is the number of the layer
-    Module("distilbert.transformer.layer.*.attention.q_lin", "dense", ("attention_dim", "dim"), "encoder.layer.*.attention.self.query"),
-    Module("distilbert.transformer.layer.*.attention.k_lin", "dense", ("attention_dim", "dim"), "encoder.layer.*.attention.self.key"),
-    Module("distilbert.transformer.layer.*.attention.v_lin", "dense", ("attention_dim", "dim"), "encoder.layer.*.attention.self.value"),
-    Module("distilbert.transformer.layer.*.attention.out_lin", "dense", ("dim", "attention_dim"), "encoder.layer.*.attention.output.dense"),
-    Module("distilbert.transformer.layer.*.sa_layer_norm", "norm", ("dim",), "encoder.layer.*.attention.output.LayerNorm"),
-    Module("distilbert.transformer.layer.*.ffn.lin1", "dense", ("hidden_dim", "dim"), "encoder.layer.*.intermediate.dense"),
-    Module("distilbert.transformer.layer.*.ffn.lin2", "dense", ("dim", "hidden_dim"), "encoder.layer.*.output.dense"),
-    Module("distilbert.transformer.layer.*.output_layer_norm", "norm", ("dim",), "encoder.layer.*.output.LayerNorm"),
+    Module("distilbert.transformer.layer.*.attention.q_lin", "dense", ("attention_dim", "dim"), "encoder.layer.*.attention.self.query", "layers.transformer_encoder*._self_attention_layer.query_dense"),
+    Module("distilbert.transformer.layer.*.attention.k_lin", "dense", ("attention_dim", "dim"), "encoder.layer.*.attention.self.key", "layers.transformer_encoder*._self_attention_layer.key_dense"),
+    Module("distilbert.transformer.layer.*.attention.v_lin", "dense", ("attention_dim", "dim"), "encoder.layer.*.attention.self.value", "layers.transformer_encoder*._self_attention_layer.value_dense"),
+    Module("distilbert.transformer.layer.*.attention.out_lin", "dense", ("dim", "attention_dim"), "encoder.layer.*.attention.output.dense", "layers.transformer_encoder*._self_attention_layer.output_dense"),
+    Module("distilbert.transformer.layer.*.sa_layer_norm", "norm", ("dim",), "encoder.layer.*.attention.output.LayerNorm", "layers.transformer_encoder*._self_attention_layer_norm"),
+    Module("distilbert.transformer.layer.*.ffn.lin1", "dense", ("hidden_dim", "dim"), "encoder.layer.*.intermediate.dense", "layers.transformer_encoder*._feedforward_intermediate_dense"),
+    Module("distilbert.transformer.layer.*.ffn.lin2", "dense", ("dim", "hidden_dim"), "encoder.layer.*.output.dense", "layers.transformer_encoder*._feedforward_output_dense"),
+    Module("distilbert.transformer.layer.*.output_layer_norm", "norm", ("dim",), "encoder.layer.*.output.LayerNorm", "layers.transformer_encoder*._feedforward_layer_norm"),
 )  # fmt: skip
 ABOVE = (
-    Module("vocab_transform", "dense", ("dim", "dim")),
-    Module("vocab_layer_norm", "norm", ("dim",)),
-    Module("vocab_projector", "dense", ("vocab_size", "dim")),
-    Module("pre_classifier", "dense", ("dim", "dim")),
-    Module("classifier", "dense", ("num_labels", "dim")),
+    Module("vocab_transform", "dense", ("dim", "dim"), keras_hub="task.layers.masked_lm_head._intermediate_dense"),
+    Module("vocab_layer_norm", "norm", ("dim",), keras_hub="task.layers.masked_lm_head._intermediate_layer_norm"),
+    Module("vocab_projector", "dense", ("vocab_size", "dim"), keras_hub="task.layers.masked_lm_head"),
+    Module("pre_classifier", "dense", ("dim", "dim"), keras_hub="task.layers.dense"),
+    Module("classifier", "dense", ("num_labels", "dim"), keras_hub="task.layers.dense_1"),
     Module("qa_outputs", "dense", (2, "dim")),
 )
 
@@ -100,7 +100,7 @@ HEADS: dict[str, Head] = {
 class Spelling:
     """How a layout spells one leaf: its name, and its axes in terms of the canonical ones."""
 
-    name: str
+    name: str  # "" where the layout has no such tensor
     axes: tuple[int, ...] = ()  # () keeps the orientation
 
 
@@ -113,9 +113,11 @@ class Layout:
     separator: str = "."
     layer: str = "layer."  # what stands between `transformer` and the layer's number
     suffix: str = ""
-    column: Literal["name", "bert"] = "name"  # the column of the table that holds this layout's names
+    column: Literal["name", "bert", "keras_hub"] = "name"  # the column of the table that holds this layout's names
     prefixes: tuple[str, ...] = (BASE, "")  # what may stand before the encoder's modules; the first is written
     headless_prefix: str = BASE  # what is written there in a checkpoint without a head
+    exceptions: Mapping[str, Spelling] = field(default_factory=dict[str, Spelling])  # canonical names that break a rule
+    splits_heads: bool = False  # stores an axis of attention_dim as two, (n_heads, head_dim)
 
 
 _TRANSPOSED = (1, 0)
@@ -140,11 +142,30 @@ _FLAX: dict[tuple[Kind, Leaf], Spelling] = {
     ("dense", "weight"): Spelling("kernel", _TRANSPOSED),
     ("dense", "bias"): Spelling("bias"),
 }
+_NUMBERED: dict[tuple[Kind, Leaf], Spelling] = {
+    ("embedding", "weight"): Spelling("vars.0"),
+    ("norm", "weight"): Spelling("vars.0"),
+    ("norm", "bias"): Spelling("vars.1"),
+    ("dense", "weight"): Spelling("vars.0", _TRANSPOSED),
+    ("dense", "bias"): Spelling("vars.1"),
+}
 
 PT = Layout("pt", _SAME)
-TF = Layout("tf", _KERAS, separator="/", layer="layer_._", suffix=":0")
+TF = Layout(
+    "tf", _KERAS, separator="/", layer="layer_._", suffix=":0", exceptions={WORD_EMBEDDINGS: Spelling("weight")}
+)
 FLAX = Layout("flax", _FLAX, headless_prefix="")
 BERT = Layout("bert", _SAME, column="bert", prefixes=("bert.", ""))
+KERAS_HUB = Layout(
+    "keras-hub",
+    _NUMBERED,
+    separator="/",
+    column="keras_hub",
+    prefixes=("",),
+    headless_prefix="",
+    exceptions={TIED_PROJECTOR: Spelling(""), PROJECTOR_BIAS: Spelling("vars.0")},  # the projector is always tied
+    splits_heads=True,
+)
 KERAS = Layout("keras", _KERAS)  # attributes of distilbert.tf's modules, which are named as in PyTorch
 DIALECTS = {layout.name: layout for layout in (PT, TF, FLAX)}  # by the `format` that a safetensors file names
 
@@ -153,13 +174,15 @@ def _with_and_without(prefix: str, reasons: Mapping[str, str]) -> dict[str, str]
     return {start + name: why for name, why in reasons.items() for start in ("", prefix)}
 
 
-# Tensors that a checkpoint of a layout may hold beside the weights, by exact name, and why they are not needed.
+# Tensors that a checkpoint of a layout may hold beside the weights, by exact name or by group (a name that ends in its
+# separator), and why they are not needed.
 _BUFFER = {"embeddings.position_ids": "a buffer, not a weight"}
 TOKEN_TYPE_EMBEDDINGS = "embeddings.token_type_embeddings.weight"  # noqa: S105 - a tensor's name
 NOT_WEIGHTS: dict[str, dict[str, str]] = {
     PT.name: _with_and_without(BASE, _BUFFER),
     TF.name: {},
     FLAX.name: {},
+    KERAS_HUB.name: dict.fromkeys(("optimizer/", "task/optimizer/"), "the optimizer's state"),
     BERT.name: _with_and_without(
         "bert.",
         {
@@ -187,6 +210,15 @@ NOT_WEIGHTS: dict[str, dict[str, str]] = {
         "masked-LM head; only the encoder is converted",
     ),
 }
+
+
+def why_no_weight(layout: Layout, name: str) -> str:
+    """Why a tensor that a checkpoint of `layout` holds beside the weights is not needed; "" when nobody knows it."""
+    known = NOT_WEIGHTS[layout.name]
+    groups = (why for group, why in known.items() if group.endswith(layout.separator) and name.startswith(group))
+    return known.get(name) or next(groups, "")
+
+
 _OLD_NORM_LEAVES: dict[Leaf, str] = {"weight": "gamma", "bias": "beta"}
 
 
@@ -198,6 +230,7 @@ class TensorSpec:
     leaf: Leaf
     layer: int | None
     shape: tuple[int, ...]
+    head_dim: int
 
     @property
     def module_name(self) -> str:
@@ -211,9 +244,7 @@ class TensorSpec:
 
     def spelling(self, layout: Layout) -> Spelling:
         """Leaf name and axes in `layout`."""
-        if layout is TF and self.leaf == "weight" and self.module.tf_weight:
-            return Spelling(self.module.tf_weight)
-        return layout.leaves[self.module.kind, self.leaf]
+        return layout.exceptions.get(self.name) or layout.leaves[self.module.kind, self.leaf]
 
     def stored_name(self, layout: Layout, *, headless: bool = False) -> str:
         """The name under which a checkpoint of `layout` holds this tensor; `headless` when it has no head."""
@@ -222,8 +253,8 @@ class TensorSpec:
 
     def accepted_names(self, layout: Layout) -> Iterator[str]:
         """Every name under which a checkpoint may hold it: with and without the prefix, old norm names too."""
-        if not getattr(self.module, layout.column):
-            return  # a module that this architecture does not have
+        if not getattr(self.module, layout.column) or not self.spelling(layout).name:
+            return  # a module or a tensor that this architecture does not have
         leaves = [self.spelling(layout).name]
         if self.module.kind == "norm" and layout.leaves is _SAME:
             leaves.append(_OLD_NORM_LEAVES[self.leaf])
@@ -245,21 +276,31 @@ class TensorSpec:
         """The full name: prefix (before the encoder's modules only), module, leaf, as the layout joins them."""
         module: str = getattr(self.module, layout.column)
         path = f"{prefix if self.in_encoder else ''}{module.removeprefix(BASE)}.{leaf}".replace(".", layout.separator)
-        return path.replace(f"layer{layout.separator}*", f"{layout.layer}{self.layer}") + layout.suffix
+        path = path.replace(f"layer{layout.separator}*", f"{layout.layer}{self.layer}")
+        return path.replace("*", f"_{self.layer}" if self.layer else "") + layout.suffix  # Keras counts x, x_1, x_2
 
     def stored_shape(self, layout: Layout) -> tuple[int, ...]:
         """The shape in the orientation of `layout`."""
-        axes = self.spelling(layout).axes
-        return tuple(self.shape[axis] for axis in axes) if axes else self.shape
+        axes = self.spelling(layout).axes or range(len(self.shape))
+        return tuple(size for axis in axes for size in self._sizes(layout, axis))
+
+    def _sizes(self, layout: Layout, axis: int) -> tuple[int, ...]:
+        """The size of a canonical axis in `layout`: two, where it is split by heads."""
+        if layout.splits_heads and self.module.shape[axis] == "attention_dim":
+            return (self.shape[axis] // self.head_dim, self.head_dim)
+        return (self.shape[axis],)
 
     def to_layout(self, canonical: Array, layout: Layout) -> Array:
         """The canonical array in the orientation of `layout`."""
         axes = self.spelling(layout).axes
-        return canonical.transpose(axes) if axes else canonical
+        turned = canonical.transpose(axes) if axes else canonical
+        return turned.reshape(self.stored_shape(layout)) if layout.splits_heads else turned
 
     def from_layout(self, stored: Array, layout: Layout) -> Array:
         """An array of `layout` in canonical orientation: the inverse of `to_layout`."""
         axes = self.spelling(layout).axes
+        if layout.splits_heads:
+            stored = stored.reshape([self.shape[axis] for axis in axes or range(len(self.shape))])
         return stored.transpose(np.argsort(axes)) if axes else stored
 
 
@@ -290,7 +331,9 @@ def _specs(config: DistilBertConfig, above: Sequence[Module], sizes: Mapping[str
     blocks = [(module, layer) for layer in range(config.n_layers) for module in BLOCK]
     rows = [*((module, None) for module in EMBEDDINGS), *blocks, *((module, None) for module in above)]
     specs = (
-        TensorSpec(m, leaf, layer, _shape(m, leaf, layer, config, sizes)) for m, layer in rows for leaf in m.leaves
+        TensorSpec(m, leaf, layer, _shape(m, leaf, layer, config, sizes), config.head_dim)
+        for m, layer in rows
+        for leaf in m.leaves
     )
     return {spec.name: spec for spec in specs}
 

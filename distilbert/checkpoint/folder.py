@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from distilbert.checkpoint import hdf5, msgpack, safely, safetensors, torch_bin
+from distilbert.checkpoint import hdf5, keras_hub, keras_hub_config, msgpack, safely, safetensors, torch_bin
 from distilbert.checkpoint.tensors import Array, StoredTensors, TensorInfo
-from distilbert.config import DistilBertConfig
+from distilbert.config import CONFIG_FILE, MAX_CONFIG_BYTES, DistilBertConfig
 from distilbert.errors import CheckpointError
-from distilbert.weight_map import DIALECTS, FLAX, PT, TF, Layout, TensorSpec, from_h5_path, h5_paths
+from distilbert.weight_map import DIALECTS, FLAX, KERAS_HUB, PT, TF, Layout, TensorSpec, from_h5_path, h5_paths
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,11 @@ FORMATS = {
         Format("torch-bin", "pytorch_model.bin", torch_bin, PT, writable=False),
         Format("tf-h5", "tf_model.h5", hdf5, TF),
         Format("flax-msgpack", "flax_model.msgpack", msgpack, FLAX),
+        Format("keras-hub", "model.weights.h5", keras_hub, KERAS_HUB),
     )
 }
 WRITABLE = [entry.name for entry in FORMATS.values() if entry.writable]
+REFERENCE_FORMATS = [name for name, entry in FORMATS.items() if entry.module is not keras_hub]  # these hold any model
 
 
 def find_weights(folder: Path) -> Format:
@@ -115,6 +117,17 @@ def check_format(name: str) -> Format:
             name, "VersionUnsupported", f"is not a format to write; choose from {', '.join(WRITABLE)}"
         )
     return FORMATS[name]
+
+
+def read_config(folder: Path) -> DistilBertConfig:
+    """The config of a checkpoint folder, a KerasHub preset included.
+
+    Raises:
+        CheckpointError: config.json is missing or not a JSON object. ConfigError: a value is wrong.
+    """
+    if keras_hub_config.is_preset(safely.read_json(folder / CONFIG_FILE, MAX_CONFIG_BYTES)):
+        return keras_hub_config.read_config(folder)
+    return DistilBertConfig.from_pretrained(folder)
 
 
 def write_config(folder: Path, config: DistilBertConfig, head: str, dtype: str) -> None:

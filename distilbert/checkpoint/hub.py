@@ -14,8 +14,8 @@ from distilbert.errors import CheckpointError, escape
 from distilbert.optional import require
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack")
-_WANTED = ["*.json", "*.txt", *(f"*{name}" for name in _WEIGHTS)]
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "model.weights.h5")
+_WANTED = ["*.json", "*.txt", *(f"*{name}" for name in _WEIGHTS), "task.weights.h5"]
 
 
 def find_folder(folder_or_hub_id: str | os.PathLike[str], *, revision: str | None = None) -> Path:

@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 
 from distilbert import weight_map
-from distilbert.checkpoint.folder import find_weights, open_weights
+from distilbert.checkpoint.folder import find_weights, open_weights, read_config
 from distilbert.checkpoint.hub import find_folder
 from distilbert.checkpoint.sentence_transformers import read_pooling
 from distilbert.checkpoint.tensors import DTYPES, FLOATS, Array, is_finite, raw_bytes
@@ -227,7 +227,7 @@ def open_checkpoint(
     folder = find_folder(folder_or_hub_id, revision=revision)
     encoder, pooling = read_pooling(folder)
     find_weights(encoder)
-    stored = DistilBertConfig.from_pretrained(encoder)
+    stored = read_config(encoder)
     config = stored.replace(**config_overrides)
     new_head = new_head or (not config_overrides.keys().isdisjoint(LABEL_FIELDS) and _other_labels(config, stored))
     settings = {"pooling": pooling} if head == "DistilBertForSentenceEmbedding" else {}
@@ -287,8 +287,8 @@ def _make_plan(
             plan.sources.setdefault(known[plain].name, []).append(stored)
         elif plain in known:
             plan.skipped[stored] = "another class's head"
-        elif plain in weight_map.NOT_WEIGHTS[layout.name]:
-            plan.skipped[stored] = weight_map.NOT_WEIGHTS[layout.name][plain]
+        elif why := weight_map.why_no_weight(layout, plain):
+            plan.skipped[stored] = why
         else:
             plan.unexpected.append(stored)
     for name, spec in specs.items():

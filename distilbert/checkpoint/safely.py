@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from distilbert.errors import CheckpointError, Kind, escape
 
+MAX_DEPTH_IN_SNAPSHOT = 3  # KerasHub's vocabulary lies in assets/tokenizer
 MAX_JSON_BYTES = 32 << 20  # a tokenizer.json of 120 000 tokens takes 6 MiB
 
 _KNOWN_STARTS: tuple[tuple[bytes, str], ...] = (
@@ -94,8 +95,9 @@ def _contained(path: Path, real: Path) -> bool:
     folder = Path(os.path.realpath(path.parent))
     if real.parent == folder:
         return True
-    snapshot = folder if folder.parent.name == "snapshots" else folder.parent
-    return snapshot.parent.name == "snapshots" and real.parent == snapshot.parent.parent / "blobs"
+    above = (folder, *folder.parents)[:MAX_DEPTH_IN_SNAPSHOT]
+    snapshot = next((place for place in above if place.parent.name == "snapshots"), None)
+    return snapshot is not None and real.parent == snapshot.parent.parent / "blobs"
 
 
 def check_folder(path: Path) -> None:
