@@ -16,7 +16,7 @@ from conformance.cases import Case, cases
 from conformance.comparison import Parts, Tolerance
 from conformance.mutants import MUTANTS, caught
 from distilbert.backends import BACKENDS
-from distilbert.checkpoint.folder import FORMATS
+from distilbert.checkpoint.folder import REFERENCE_FORMATS
 from distilbert.weight_map import HEADS
 
 Progress = Callable[[int, int], None]
@@ -81,7 +81,7 @@ def run(backend: str, *, every: bool = False, progress: Progress = lambda _done,
     """
     start, kernels = time.perf_counter(), ADAPTERS[backend].kernels
     chosen = [(case, kernels if every or case.option.name == "plain" else kernels[:1]) for case in cases(every=every)]
-    golden_runs = len(goldens.FOLDERS) * len(FORMATS) * len(goldens.TOLERANCES)
+    golden_runs = len(goldens.FOLDERS) * len(REFERENCE_FORMATS) * len(goldens.TOLERANCES)
     total = sum(len(some) for _, some in chosen) + golden_runs + len(kernels) * len(MUTANTS)
     done = iter(range(1, total + 1))
     tick: Callable[[], None] = lambda: progress(next(done), total)  # noqa: E731 - a counter, nothing more
@@ -110,7 +110,7 @@ def _run_cases(
 def _run_goldens(backend: str, tick: Callable[[], None]) -> Iterator[Result]:
     for folder in goldens.FOLDERS:
         wanted = goldens.expected(folder)
-        for format_ in FORMATS:
+        for format_ in REFERENCE_FORMATS:
             for dtype, tolerance in goldens.TOLERANCES.items():
                 name, head = f"{folder.name} / {format_} / {dtype}", goldens.head_of(folder)
                 find = functools.partial(goldens.found, folder, backend, format_, dtype)

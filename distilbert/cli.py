@@ -57,7 +57,8 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SRC", help="Folder of a DistilBERT or BERT checkpoint, in any format that can be written, or .bin."
+            metavar="SRC",
+            help="Folder of a DistilBERT or BERT checkpoint in any of these formats, or of sentence-transformers.",
         ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="New folder to write; nothing is overwritten.")],

@@ -256,6 +256,8 @@ class DistilBertConfig:
         Raises:
             ConfigError: a value is wrong, or `model_type` is another architecture's.
         """
+        if "registered_name" in values:
+            raise ConfigError("this is a KerasHub preset's config; load its model, or convert it, instead.")
         kept = {k: v for k, v in values.items() if not k.startswith(CODE_FIELDS)}
         if len(kept) < len(values):
             names = ", ".join(sorted(values.keys() - kept.keys()))

@@ -33,8 +33,8 @@ class Module:
     kind: Kind
     shape: tuple[Size, ...]
     bert: str = ""  # in BERT checkpoints; "" where BERT has no such module
-    other_bias: str = ""  # another name of the bias there, without a leaf
-    tf_weight: str = ""  # leaf name in TensorFlow files where it breaks their own rule
+    keras_hub: str = ""  # in KerasHub presets, `task.` in the head's file; "" where KerasHub has no such module
+    other_bias: str = ""  # another name of the bias in BERT checkpoints, without a leaf
     sentence: str = ""  # in a module's own folder of sentence-transformers
 
     @property
@@ -44,26 +44,26 @@ class Module:
 
 
 EMBEDDINGS = (
-    Module("distilbert.embeddings.word_embeddings", "embedding", ("vocab_size", "dim"), "embeddings.word_embeddings", tf_weight="weight"),
-    Module("distilbert.embeddings.position_embeddings", "embedding", ("max_position_embeddings", "dim"), "embeddings.position_embeddings"),
-    Module("distilbert.embeddings.LayerNorm", "norm", ("dim",), "embeddings.LayerNorm"),
+    Module("distilbert.embeddings.word_embeddings", "embedding", ("vocab_size", "dim"), "embeddings.word_embeddings", "layers.token_and_position_embedding.token_embedding"),
+    Module("distilbert.embeddings.position_embeddings", "embedding", ("max_position_embeddings", "dim"), "embeddings.position_embeddings", "layers.token_and_position_embedding.position_embedding"),
+    Module("distilbert.embeddings.LayerNorm", "norm", ("dim",), "embeddings.LayerNorm", "layers.layer_normalization"),
 )  # fmt: skip
 BLOCK = (  # * is the number of the layer
-    Module("distilbert.transformer.layer.*.attention.q_lin", "dense", ("attention_dim", "dim"), "encoder.layer.*.attention.self.query"),
-    Module("distilbert.transformer.layer.*.attention.k_lin", "dense", ("attention_dim", "dim"), "encoder.layer.*.attention.self.key"),
-    Module("distilbert.transformer.layer.*.attention.v_lin", "dense", ("attention_dim", "dim"), "encoder.layer.*.attention.self.value"),
-    Module("distilbert.transformer.layer.*.attention.out_lin", "dense", ("dim", "attention_dim"), "encoder.layer.*.attention.output.dense"),
-    Module("distilbert.transformer.layer.*.sa_layer_norm", "norm", ("dim",), "encoder.layer.*.attention.output.LayerNorm"),
-    Module("distilbert.transformer.layer.*.ffn.lin1", "dense", ("hidden_dim", "dim"), "encoder.layer.*.intermediate.dense"),
-    Module("distilbert.transformer.layer.*.ffn.lin2", "dense", ("dim", "hidden_dim"), "encoder.layer.*.output.dense"),
-    Module("distilbert.transformer.layer.*.output_layer_norm", "norm", ("dim",), "encoder.layer.*.output.LayerNorm"),
+    Module("distilbert.transformer.layer.*.attention.q_lin", "dense", ("attention_dim", "dim"), "encoder.layer.*.attention.self.query", "layers.transformer_encoder*._self_attention_layer.query_dense"),
+    Module("distilbert.transformer.layer.*.attention.k_lin", "dense", ("attention_dim", "dim"), "encoder.layer.*.attention.self.key", "layers.transformer_encoder*._self_attention_layer.key_dense"),
+    Module("distilbert.transformer.layer.*.attention.v_lin", "dense", ("attention_dim", "dim"), "encoder.layer.*.attention.self.value", "layers.transformer_encoder*._self_attention_layer.value_dense"),
+    Module("distilbert.transformer.layer.*.attention.out_lin", "dense", ("dim", "attention_dim"), "encoder.layer.*.attention.output.dense", "layers.transformer_encoder*._self_attention_layer.output_dense"),
+    Module("distilbert.transformer.layer.*.sa_layer_norm", "norm", ("dim",), "encoder.layer.*.attention.output.LayerNorm", "layers.transformer_encoder*._self_attention_layer_norm"),
+    Module("distilbert.transformer.layer.*.ffn.lin1", "dense", ("hidden_dim", "dim"), "encoder.layer.*.intermediate.dense", "layers.transformer_encoder*._feedforward_intermediate_dense"),
+    Module("distilbert.transformer.layer.*.ffn.lin2", "dense", ("dim", "hidden_dim"), "encoder.layer.*.output.dense", "layers.transformer_encoder*._feedforward_output_dense"),
+    Module("distilbert.transformer.layer.*.output_layer_norm", "norm", ("dim",), "encoder.layer.*.output.LayerNorm", "layers.transformer_encoder*._feedforward_layer_norm"),
 )  # fmt: skip
 ABOVE = (
-    Module("vocab_transform", "dense", ("dim", "dim"), "cls.predictions.transform.dense"),
-    Module("vocab_layer_norm", "norm", ("dim",), "cls.predictions.transform.LayerNorm"),
-    Module("vocab_projector", "dense", ("vocab_size", "dim"), "cls.predictions.decoder", other_bias="cls.predictions.bias"),
-    Module("pre_classifier", "dense", ("dim", "dim")),
-    Module("classifier", "dense", ("num_labels", "dim"), "classifier"),
+    Module("vocab_transform", "dense", ("dim", "dim"), "cls.predictions.transform.dense", "task.layers.masked_lm_head._intermediate_dense"),
+    Module("vocab_layer_norm", "norm", ("dim",), "cls.predictions.transform.LayerNorm", "task.layers.masked_lm_head._intermediate_layer_norm"),
+    Module("vocab_projector", "dense", ("vocab_size", "dim"), "cls.predictions.decoder", "task.layers.masked_lm_head", "cls.predictions.bias"),
+    Module("pre_classifier", "dense", ("dim", "dim"), keras_hub="task.layers.dense"),
+    Module("classifier", "dense", ("num_labels", "dim"), "classifier", "task.layers.dense_1"),
     Module("qa_outputs", "dense", (2, "dim"), "qa_outputs"),
 )  # fmt: skip
 DENSE = Module("pooling.dense", "dense", ("out_features", "dim"), sentence="linear")  # its size is the pooling's
@@ -109,7 +109,7 @@ HEADS: dict[str, Head] = {
 class Spelling:
     """How a layout spells one leaf: its name, and its axes in terms of the canonical ones."""
 
-    name: str
+    name: str  # "" where the layout has no such tensor
     axes: tuple[int, ...] = ()  # () keeps the orientation
 
 
@@ -122,11 +122,12 @@ class Layout:
     separator: str = "."
     layer: str = "layer."  # what stands between `transformer` and the layer's number
     suffix: str = ""
-    column: Literal["name", "bert", "sentence"] = "name"  # the column of the table that holds this layout's names
+    column: Literal["name", "bert", "keras_hub", "sentence"] = "name"  # the table's column that holds its names
     prefixes: tuple[str, ...] = (BASE, "")  # what may stand before the encoder's modules; the first is written
     headless_prefix: str = BASE  # what is written there in a checkpoint without a head
-    keras2: bool = False  # the reference's TensorFlow files, which break their own rule in one leaf
+    exceptions: Mapping[str, Spelling] = field(default_factory=dict[str, Spelling])  # canonical names that break a rule
     roots: Mapping[str, str] = field(default_factory=dict[str, str])  # beginnings of module names that it spells anew
+    splits_heads: bool = False  # stores an axis of attention_dim as two, (n_heads, head_dim)
 
 
 _TRANSPOSED = (1, 0)
@@ -151,11 +152,30 @@ _FLAX: dict[tuple[Kind, Leaf], Spelling] = {
     ("dense", "weight"): Spelling("kernel", _TRANSPOSED),
     ("dense", "bias"): Spelling("bias"),
 }
+_NUMBERED: dict[tuple[Kind, Leaf], Spelling] = {
+    ("embedding", "weight"): Spelling("vars.0"),
+    ("norm", "weight"): Spelling("vars.0"),
+    ("norm", "bias"): Spelling("vars.1"),
+    ("dense", "weight"): Spelling("vars.0", _TRANSPOSED),
+    ("dense", "bias"): Spelling("vars.1"),
+}
 
 PT = Layout("pt", _SAME)
-TF = Layout("tf", _KERAS, separator="/", layer="layer_._", suffix=":0", keras2=True)
+TF = Layout(
+    "tf", _KERAS, separator="/", layer="layer_._", suffix=":0", exceptions={WORD_EMBEDDINGS: Spelling("weight")}
+)
 FLAX = Layout("flax", _FLAX, headless_prefix="")
 SENTENCE = Layout("sentence", _SAME, column="sentence")
+KERAS_HUB = Layout(
+    "keras-hub",
+    _NUMBERED,
+    separator="/",
+    column="keras_hub",
+    prefixes=("",),
+    headless_prefix="",
+    exceptions={TIED_PROJECTOR: Spelling(""), PROJECTOR_BIAS: Spelling("vars.0")},  # the projector is always tied
+    splits_heads=True,
+)
 KERAS = Layout("keras", _KERAS)  # attributes of distilbert.tf's modules, which are named as in PyTorch
 DIALECTS = {layout.name: layout for layout in (PT, TF, FLAX)}  # by the `format` that a safetensors file names
 _TF_ROOTS = {"cls.predictions": "mlm___cls.predictions", "cls.seq_relationship": "nsp___cls.seq_relationship"}
@@ -165,6 +185,8 @@ BERT = {  # BERT checkpoints, by the name of the dialect
     )
     for name, layout in DIALECTS.items()
 }
+
+
 _OLD_NORM_LEAVES: dict[Leaf, str] = {"weight": "gamma", "bias": "beta"}
 
 
@@ -176,6 +198,7 @@ class TensorSpec:
     leaf: Leaf
     layer: int | None
     shape: tuple[int, ...]
+    head_dim: int
 
     @property
     def module_name(self) -> str:
@@ -189,9 +212,7 @@ class TensorSpec:
 
     def spelling(self, layout: Layout) -> Spelling:
         """Leaf name and axes in `layout`."""
-        if layout.keras2 and self.leaf == "weight" and self.module.tf_weight:
-            return Spelling(self.module.tf_weight)
-        return layout.leaves[self.module.kind, self.leaf]
+        return layout.exceptions.get(self.name) or layout.leaves[self.module.kind, self.leaf]
 
     def stored_name(self, layout: Layout, *, headless: bool = False) -> str:
         """The name under which a checkpoint of `layout` holds this tensor; `headless` when it has no head."""
@@ -200,8 +221,8 @@ class TensorSpec:
 
     def accepted_names(self, layout: Layout) -> Iterator[str]:
         """Every name under which a checkpoint may hold it: with and without the prefix, old norm names too."""
-        if not getattr(self.module, layout.column):
-            return  # a module that this architecture does not have
+        if not getattr(self.module, layout.column) or not self.spelling(layout).name:
+            return  # a module or a tensor that this architecture does not have
         leaves = [self.spelling(layout).name]
         if self.module.kind == "norm" and layout.leaves is _SAME:
             leaves.append(_OLD_NORM_LEAVES[self.leaf])
@@ -227,21 +248,31 @@ class TensorSpec:
         for root, own in layout.roots.items():
             name = own + name.removeprefix(root) if name.startswith(root) else name
         path = f"{prefix if self.in_encoder else ''}{name}".replace(".", layout.separator)
-        return path.replace(f"layer{layout.separator}*", f"{layout.layer}{self.layer}") + layout.suffix
+        path = path.replace(f"layer{layout.separator}*", f"{layout.layer}{self.layer}")
+        return path.replace("*", f"_{self.layer}" if self.layer else "") + layout.suffix  # Keras counts x, x_1, x_2
 
     def stored_shape(self, layout: Layout) -> tuple[int, ...]:
         """The shape in the orientation of `layout`."""
-        axes = self.spelling(layout).axes
-        return tuple(self.shape[axis] for axis in axes) if axes else self.shape
+        axes = self.spelling(layout).axes or range(len(self.shape))
+        return tuple(size for axis in axes for size in self._sizes(layout, axis))
+
+    def _sizes(self, layout: Layout, axis: int) -> tuple[int, ...]:
+        """The size of a canonical axis in `layout`: two, where it is split by heads."""
+        if layout.splits_heads and self.module.shape[axis] == "attention_dim":
+            return (self.shape[axis] // self.head_dim, self.head_dim)
+        return (self.shape[axis],)
 
     def to_layout(self, canonical: Array, layout: Layout) -> Array:
         """The canonical array in the orientation of `layout`."""
         axes = self.spelling(layout).axes
-        return canonical.transpose(axes) if axes else canonical
+        turned = canonical.transpose(axes) if axes else canonical
+        return turned.reshape(self.stored_shape(layout)) if layout.splits_heads else turned
 
     def from_layout(self, stored: Array, layout: Layout) -> Array:
         """An array of `layout` in canonical orientation: the inverse of `to_layout`."""
         axes = self.spelling(layout).axes
+        if layout.splits_heads:
+            stored = stored.reshape([self.shape[axis] for axis in axes or range(len(self.shape))])
         return stored.transpose(np.argsort(axes)) if axes else stored
 
 
@@ -262,7 +293,9 @@ def dense_specs(config: DistilBertConfig, pooling: PoolingConfig | None) -> dict
         return {}
     leaves = DENSE.leaves if pooling.dense.bias else DENSE.leaves[:1]
     sizes = {"out_features": pooling.dense.out_features}
-    specs = (TensorSpec(DENSE, leaf, None, _shape(DENSE, leaf, None, config, sizes)) for leaf in leaves)
+    specs = (
+        TensorSpec(DENSE, leaf, None, _shape(DENSE, leaf, None, config, sizes), config.head_dim) for leaf in leaves
+    )
     return {spec.name: spec for spec in specs}
 
 
@@ -287,7 +320,9 @@ def _specs(config: DistilBertConfig, above: Sequence[Module], sizes: Mapping[str
     blocks = [(module, layer) for layer in range(config.n_layers) for module in BLOCK]
     rows = [*((module, None) for module in EMBEDDINGS), *blocks, *((module, None) for module in above)]
     specs = (
-        TensorSpec(m, leaf, layer, _shape(m, leaf, layer, config, sizes)) for m, layer in rows for leaf in m.leaves
+        TensorSpec(m, leaf, layer, _shape(m, leaf, layer, config, sizes), config.head_dim)
+        for m, layer in rows
+        for leaf in m.leaves
     )
     return {spec.name: spec for spec in specs}
 
@@ -304,18 +339,19 @@ def _shape(
 def token_types(config: DistilBertConfig) -> TensorSpec:
     """BERT's token-type table."""
     module = next(iter(BERT_ONLY))
-    return TensorSpec(module, "weight", None, _shape(module, "weight", None, config, {}))
+    return TensorSpec(module, "weight", None, _shape(module, "weight", None, config, {}), config.head_dim)
 
 
-def not_weights(layout: Layout) -> dict[str, str]:
-    """Tensors that a checkpoint of the layout may hold beside the weights, by exact name, and why they are not needed."""
-    found: dict[str, str] = {}
-    if layout.leaves is _SAME:
-        found |= {f"{prefix}embeddings.position_ids": "a buffer, not a weight" for prefix in layout.prefixes}
+def why_no_weight(layout: Layout, name: str) -> str:
+    """Why a tensor that a checkpoint of `layout` holds beside the weights is not needed; "" when nobody knows it."""
+    if layout is KERAS_HUB and name.startswith(("optimizer/", "task/optimizer/")):
+        return "the optimizer's state"
+    if layout.leaves is _SAME and name in {f"{prefix}embeddings.position_ids" for prefix in layout.prefixes}:
+        return "a buffer, not a weight"
     for module, why in BERT_ONLY.items() if layout.column == "bert" else ():
-        for leaf in module.leaves:
-            found |= dict.fromkeys(TensorSpec(module, leaf, None, ()).accepted_names(layout), why)
-    return found
+        if any(name in TensorSpec(module, leaf, None, (), 0).accepted_names(layout) for leaf in module.leaves):
+            return why
+    return ""
 
 
 def h5_paths(spec: TensorSpec, head: str) -> list[str]:

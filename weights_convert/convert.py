@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distilbert.checkpoint import safely
-from distilbert.checkpoint.folder import check_format, find_weights
+from distilbert.checkpoint import keras_hub, safely
+from distilbert.checkpoint.folder import check_format, find_weights, read_config
 from distilbert.checkpoint.loading import Checkpoint, LoadReport, find_head
 from distilbert.checkpoint.manifest import MANIFEST_FILE, read_whole
 from distilbert.checkpoint.publishing import new_folder
 from distilbert.checkpoint.saving import write_checkpoint
 from distilbert.checkpoint.sentence_transformers import is_sentence_folder, read_pooling
 from distilbert.checkpoint.tensors import check_dtype
-from distilbert.config import CONFIG_FILE, MAX_CONFIG_BYTES, DistilBertConfig
+from distilbert.config import CONFIG_FILE, MAX_CONFIG_BYTES
 from distilbert.errors import CheckpointError, ConfigError
 from distilbert.parity import ParityReport
 from distilbert.tokenization import OPTIONS_FILE, TOKENIZER_FILES
 from weights_convert.bert import BertCheckpoint, config_from_bert, find_bert_head
+from weights_convert.keras_hub import has_preset_tokenizer, pack_tokenizer, unpack_tokenizer
 from weights_convert.student import Student
 from weights_convert.verification import check_bits, check_parity
 
-_COPIED = (*TOKENIZER_FILES, "config_sentence_transformers.json")
+_SENTENCE_FILE = "config_sentence_transformers.json"
 _MAX_COPIED_BYTES = 128 << 20
 
 
@@ -64,10 +65,12 @@ def convert(
         progress: called with (tensors done, tensors in all).
 
     Raises:
-        CheckpointError, ConfigError, ValueError: nothing was written. VerificationError: `verify` failed, likewise.
+        CheckpointError, ConfigError, TokenizerError, ValueError: nothing was written. VerificationError: `verify`
+            failed, likewise.
     """
     source, destination = Path(source), Path(destination)
-    check_format(to).check_shard_size(shard_size)
+    target = check_format(to)
+    target.check_shard_size(shard_size)
     if dtype is not None:
         check_dtype(dtype)
     safely.check_folder(source)
@@ -81,9 +84,14 @@ def convert(
     with new_folder(destination) as folder:
         settings = pooling if is_sentence_folder(source) else None
         write_checkpoint(folder, to, weights.head, weights.config, weights, settings, shard_size=shard_size)
-        _copy_other_files(encoder, folder)
-        if encoder != source:
-            _copy_other_files(source, folder)
+        for place in dict.fromkeys((encoder, source)):
+            _copy_files(place, folder, (_SENTENCE_FILE,))
+            if target.module is keras_hub:
+                pack_tokenizer(place, folder, weights.config)
+            elif has_preset_tokenizer(place):
+                unpack_tokenizer(place, folder, weights.config)
+            else:
+                _copy_files(place, folder, TOKENIZER_FILES)
         if verify:
             check_bits(weights, open_source(folder))
         report = check_parity(folder, verify) if verify else None
@@ -101,16 +109,16 @@ def open_source(folder: Path, *, dtype: str | None = None) -> Checkpoint:
         if values.get("model_type") == "bert":
             config, head = config_from_bert(values), find_bert_head(values)
             return BertCheckpoint(encoder, config, head, dtype=dtype, settings=settings, dense=dense)
-        config = DistilBertConfig.from_dict(values)
     except ConfigError as error:
         raise ConfigError(f"{encoder / CONFIG_FILE}: {error}") from None
+    config = read_config(encoder)
     head = find_head(encoder, config)
     return Checkpoint(encoder, config, head, dtype=dtype, settings=settings, dense=dense)
 
 
-def _copy_other_files(source: Path, destination: Path) -> None:
-    """Copy the tokenizer and what sentence-transformers keeps beside it, so that the new folder is complete."""
-    for name in _COPIED:
+def _copy_files(source: Path, destination: Path, names: Iterable[str]) -> None:
+    """Copy those of the files that are there, so that the new folder is complete."""
+    for name in names:
         if (source / name).is_file():
             limit = MAX_CONFIG_BYTES if name == OPTIONS_FILE else _MAX_COPIED_BYTES
             data = safely.read_bytes(source / name, limit)

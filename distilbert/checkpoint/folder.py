@@ -9,11 +9,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, cast
 
-from distilbert.checkpoint import hdf5, msgpack, safely, safetensors, sharding, torch_bin
+from distilbert.checkpoint import hdf5, keras_hub, keras_hub_config, msgpack, safely, safetensors, sharding, torch_bin
 from distilbert.checkpoint.tensors import Array, StoredTensors, TensorInfo
-from distilbert.config import DistilBertConfig
+from distilbert.config import CONFIG_FILE, MAX_CONFIG_BYTES, DistilBertConfig
 from distilbert.errors import CheckpointError
-from distilbert.weight_map import DIALECTS, FLAX, PT, TF, Layout, TensorSpec, from_h5_path, h5_paths
+from distilbert.weight_map import DIALECTS, FLAX, KERAS_HUB, PT, TF, Layout, TensorSpec, from_h5_path, h5_paths
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Format:
     file: str
     module: ModuleType
     layout: Layout
+    companions: tuple[str, ...] = ()  # further files that belong to the weights
 
     @property
     def index(self) -> str:
@@ -48,14 +49,14 @@ class Format:
             return key.split("/", 1)[-1]  # without the model's name
         return key.replace("/", ".") if self.module is msgpack else key
 
-    def holds(self, head: str) -> bool:  # noqa: ARG002 - for formats that do not hold every class
+    def holds(self, head: str) -> bool:
         """Whether a folder of this format can hold the class `head`."""
-        return True
+        return self.module is not keras_hub or head in keras_hub_config.CLASSES
 
     @property
     def shardable(self) -> bool:
         """Whether it is written in parts; the reference's h5 parts have another layout than the whole, of its own."""
-        return self.module is not hdf5
+        return self.module not in (hdf5, keras_hub)
 
     def check_shard_size(self, shard_size: int | None) -> None:
         """Refuse a shard size for a format that is written whole.
@@ -74,9 +75,11 @@ FORMATS = {
         Format("torch-bin", "pytorch_model.bin", torch_bin, PT),
         Format("tf-h5", "tf_model.h5", hdf5, TF),
         Format("flax-msgpack", "flax_model.msgpack", msgpack, FLAX),
+        Format("keras-hub", "model.weights.h5", keras_hub, KERAS_HUB, keras_hub_config.TASK_FILES),
     )
 }
 WRITABLE = list(FORMATS)
+REFERENCE_FORMATS = [name for name, entry in FORMATS.items() if entry.module is not keras_hub]  # these hold any model
 
 
 class Weights(NamedTuple):
@@ -131,8 +134,8 @@ def weight_files(folder: Path, name: str) -> set[str]:
         if other.name != name and both:
             detail = f"holds {both.pop()}; two weight files in a folder could disagree, choose another folder"
             raise CheckpointError(folder, "DestinationExists", detail)
-    file = FORMATS[name].file
-    return {one for one in present if one == file or sharding.is_part(one, file)}
+    file, companions = FORMATS[name].file, FORMATS[name].companions
+    return {one for one in present if one in (file, *companions) or sharding.is_part(one, file)}
 
 
 def write_weights(
@@ -176,6 +179,17 @@ def check_format(name: str) -> Format:
             name, "VersionUnsupported", f"is not a format to write; choose from {', '.join(WRITABLE)}"
         )
     return FORMATS[name]
+
+
+def read_config(folder: Path) -> DistilBertConfig:
+    """The config of a checkpoint folder, a KerasHub preset included.
+
+    Raises:
+        CheckpointError: config.json is missing or not a JSON object. ConfigError: a value is wrong.
+    """
+    if keras_hub_config.is_preset(safely.read_json(folder / CONFIG_FILE, MAX_CONFIG_BYTES)):
+        return keras_hub_config.read_config(folder)
+    return DistilBertConfig.from_pretrained(folder)
 
 
 def write_config(folder: Path, config: DistilBertConfig, head: str, dtype: str) -> None:

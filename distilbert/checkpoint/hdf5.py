@@ -1,4 +1,4 @@
-"""tf_model.h5: the reference's Keras 2 layout, one group per top-level layer, read and written without TensorFlow.
+"""HDF5, as tf_model.h5 of the reference (Keras 2) and the weights of Keras 3 use it, without TensorFlow and Keras.
 
 Only a strict subset of HDF5 is read: plain groups and contiguous datasets of little-endian numbers whose bytes lie in
 this file. pyfive, a pure-Python parser that opens no other file and cannot crash the process, describes the datasets;
@@ -15,6 +15,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distilbert.checkpoint import safely
 from distilbert.checkpoint.tensors import DTYPES, MAX_RANK, Array, StoredTensors, TensorInfo, read_array
 from distilbert.errors import CheckpointError, escape
@@ -25,6 +27,7 @@ MAX_NODES = 20_000
 MAX_ATTRIBUTE_BYTES = 64_000  # HDF5 keeps attributes in a header of 64 KiB; Keras splits longer lists
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _CONTIGUOUS = 1  # HDF5's layout class for a dataset that is one run of bytes
+_OPAQUE_BFLOAT16 = np.dtype("V2")  # how Keras 3 stores bfloat16, which HDF5 does not have; an attribute names it
 
 
 def read(path: Path) -> StoredTensors:
@@ -33,7 +36,7 @@ def read(path: Path) -> StoredTensors:
     Raises:
         CheckpointError: the file is not HDF5, is damaged, or uses what weights do not need.
     """
-    pyfive = require("pyfive", extra="formats", needed_for="Reading a tf_model.h5 file")
+    pyfive = require("pyfive", extra="formats", needed_for=f"Reading a {path.name} file")
     file = _BoundedReader(safely.open_checked(path).detach())
     start = file.read(64)
     if not start.startswith(_MAGIC):
@@ -42,6 +45,7 @@ def read(path: Path) -> StoredTensors:
     file.seek(0)
     try:
         found = dict(_walk(path, pyfive.File(file)))
+        info = {name: _info(path, name, dataset, file.size) for name, dataset in found.items()}
     except CheckpointError:
         raise
     except MemoryError:
@@ -51,7 +55,6 @@ def read(path: Path) -> StoredTensors:
     except Exception as error:  # noqa: BLE001 - a damaged file can break the parser anywhere
         detail = f"is a damaged or incomplete HDF5 file, or one that links to others ({type(error).__name__})"
         raise CheckpointError(path, "HeaderInvalid", detail) from None
-    info = {name: _info(path, name, dataset, file.size) for name, dataset in found.items()}
 
     def read_one(name: str) -> Array:
         return read_array(path, file, found[name].id.data_offset, info[name])
@@ -95,6 +98,8 @@ def _walk(path: Path, root: Any) -> Iterator[tuple[str, Any]]:
 def _info(path: Path, name: str, dataset: Any, file_size: int) -> TensorInfo:
     """The dataset's shape and dtype, once it is known to be plain numbers inside the file."""
     dtype = next((key for key, known in DTYPES.items() if known == getattr(dataset, "dtype", None)), None)
+    if getattr(dataset, "dtype", None) == _OPAQUE_BFLOAT16 and dataset.attrs.get("dtype") == b"bfloat16":
+        dtype = "bfloat16"
     if dtype is None:
         raise CheckpointError(path, "DtypeUnsupported", f"holds dataset {name!r}, which is not plain numbers")
     shape = tuple(int(size) for size in dataset.shape)
@@ -110,18 +115,32 @@ def _info(path: Path, name: str, dataset: Any, file_size: int) -> TensorInfo:
 
 def write(path: Path, info: Mapping[str, TensorInfo], read_one: Callable[[str], Array]) -> None:
     """Write datasets one at a time, all or nothing. A name is LAYER_GROUP/weight_name, as Keras 2 lays files out."""
-    h5py = require("h5py", extra="formats", needed_for="Writing a tf_model.h5 file")
     layers: dict[str, list[str]] = {}
     for name in info:
         layer, weight_name = name.split("/", 1)
         layers.setdefault(layer, []).append(weight_name)
-    with safely.write_file(path) as temporary, _closed(h5py.File(temporary, "w")) as file:
+    with create(path) as file:
         file.attrs["backend"], file.attrs["keras_version"] = "tensorflow", "2.15.0"
         _write_names(file, "layer_names", list(layers))
         for layer, weight_names in layers.items():
             _write_names(file.create_group(layer), "weight_names", weight_names)
         for name, entry in info.items():
-            file.create_dataset(name, data=read_one(name).astype(DTYPES[entry.dtype], copy=False))
+            write_dataset(file, name, read_one(name).astype(DTYPES[entry.dtype], copy=False))
+
+
+@contextlib.contextmanager
+def create(path: Path) -> Generator[Any]:
+    """A new h5py file to fill, which takes the place of `path` when it is complete."""
+    h5py = require("h5py", extra="formats", needed_for=f"Writing a {path.name} file")
+    with safely.write_file(path) as temporary, _closed(h5py.File(temporary, "w")) as file:
+        yield file
+
+
+def write_dataset(file: Any, name: str, array: Array) -> None:
+    """Write one contiguous dataset; bfloat16 as Keras 3 does."""
+    dataset = file.create_dataset(name, data=array)
+    if array.dtype.name == "bfloat16":
+        dataset.attrs["dtype"] = "bfloat16"
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from typing import Any, Self, cast
 import numpy as np
 
 from distilbert import weight_map
-from distilbert.checkpoint.folder import find_weights, open_weights
+from distilbert.checkpoint.folder import find_weights, open_weights, read_config
 from distilbert.checkpoint.hub import find_folder
 from distilbert.checkpoint.manifest import read_whole
 from distilbert.checkpoint.sentence_transformers import DenseFolder, read_pooling
@@ -294,7 +294,7 @@ def open_checkpoint(
     def read_files() -> Checkpoint:
         encoder, pooling, dense = read_pooling(folder)
         find_weights(encoder)
-        stored = DistilBertConfig.from_pretrained(encoder)
+        stored = read_config(encoder)
         config = stored.replace(**config_overrides)
         other_head = not config_overrides.keys().isdisjoint(LABEL_FIELDS) and _other_labels(config, stored)
         embeds = head == "DistilBertForSentenceEmbedding"
@@ -356,7 +356,6 @@ def _make_plan(
     """Account for every stored name (given with its plain spelling in the layout) and every tensor of the class."""
     every = weight_map.all_specs(config) | specs
     known = {name: spec for spec in every.values() for name in spec.accepted_names(layout)}
-    not_weights = weight_map.not_weights(layout)
     plan = _Plan({}, weight_map.tied(config, head), {}, {}, [], [])
     if _holds_larger_head(head, {known[plain].module.name for plain in plain_names.values() if plain in known}):
         wanted = {name for name, spec in specs.items() if spec.in_encoder}
@@ -367,8 +366,8 @@ def _make_plan(
             plan.sources.setdefault(known[plain].name, []).append(stored)
         elif plain in known:
             plan.skipped[stored] = "another class's head"
-        elif plain in not_weights:
-            plan.skipped[stored] = not_weights[plain]
+        elif why := weight_map.why_no_weight(layout, plain):
+            plan.skipped[stored] = why
         else:
             plan.unexpected.append(stored)
     for name, spec in specs.items():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from distilbert import weight_map
+from distilbert.checkpoint import keras_hub, keras_hub_config
 from distilbert.checkpoint.folder import check_format, weight_files, write_config, write_weights
 from distilbert.checkpoint.publishing import updated_folder
 from distilbert.checkpoint.sentence_transformers import DENSE_FORMAT, DENSE_PLACE, write_pooling
@@ -31,6 +32,7 @@ def save_checkpoint(
 
     Raises:
         CheckpointError: the format is unknown, or the folder holds weights in another format.
+        ConfigError: a KerasHub preset cannot hold the model.
     """
     check_format(format)
     if pooling is not None and pooling.dense is not None:
@@ -52,6 +54,9 @@ def write_checkpoint(
     """Write the files of a checkpoint into a folder that is not in place yet."""
     target = check_format(format)
     target.check_shard_size(shard_size)
+    preset = target.module is keras_hub
+    if preset:
+        keras_hub_config.check_writable(config, head)
     tied = weight_map.tied(config, head)  # stored once, as the reference does
     specs = {name: spec for name, spec in weight_map.tensor_specs(config, head).items() if name not in tied}
     names = [*specs, *weight_map.dense_specs(config, pooling)]
@@ -62,4 +67,5 @@ def write_checkpoint(
     write_weights(folder, format, head, specs, dtypes, weights.__getitem__, shard_size)
     if pooling is not None:
         write_pooling(folder, config, pooling, dtypes, weights.__getitem__)
-    write_config(folder, config, head, target.written_dtype(dtypes[weight_map.WORD_EMBEDDINGS]))
+    write = keras_hub_config.write_config if preset else write_config
+    write(folder, config, head, target.written_dtype(dtypes[weight_map.WORD_EMBEDDINGS]))

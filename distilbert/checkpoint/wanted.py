@@ -11,24 +11,16 @@ from typing import Any, cast
 from distilbert.checkpoint import safely
 from distilbert.checkpoint.folder import FORMATS
 from distilbert.checkpoint.hub import MissingFileError, Source, first_of
+from distilbert.checkpoint.keras_hub_config import METADATA_FILE, PREPROCESSOR_FILE
 from distilbert.checkpoint.manifest import MANIFEST_FILE
 from distilbert.checkpoint.manifest import read as read_manifest
 from distilbert.checkpoint.sentence_transformers import LENGTH_FILES, MODULES_FILE, read_modules
-from distilbert.checkpoint.sharding import index_file
 from distilbert.config import CONFIG_FILE
 from distilbert.errors import CheckpointError
-from distilbert.tokenization import TOKENIZER_FILE, TOKENIZER_FILES, VOCABULARY_FILE
+from distilbert.tokenization import PRESET_VOCABULARY_FILE, TOKENIZER_FILE, TOKENIZER_FILES, VOCABULARY_FILE
 
-_PRESET_WEIGHTS = "model.weights.h5"  # of KerasHub
-_WEIGHTS = tuple(dict.fromkeys((*(entry.file for entry in FORMATS.values()), _PRESET_WEIGHTS)))
-_PRESET_FILES = (
-    "metadata.json",
-    "preprocessor.json",
-    "task.json",
-    "task.weights.h5",
-    "assets/tokenizer/vocabulary.txt",
-)
-_SMALL_FILES = (CONFIG_FILE, *TOKENIZER_FILES, *LENGTH_FILES)
+_PRESET_FILES = (METADATA_FILE, PREPROCESSOR_FILE, PRESET_VOCABULARY_FILE)  # of KerasHub
+_SMALL_FILES = (CONFIG_FILE, *TOKENIZER_FILES, *LENGTH_FILES, *_PRESET_FILES)
 _ROOT_FILES = (MODULES_FILE, "config_sentence_transformers.json")
 _WITH_WEIGHTS = ("Transformer", "Dense")  # types of modules
 
@@ -74,13 +66,13 @@ def _prefix(place: Path) -> str:
 
 def _weight_files(source: Source, prefix: str) -> list[str]:
     """The weights in the preferred format of those that a folder has: one file, or an index and its shards."""
-    for file in _WEIGHTS:
-        if source.has(prefix + file):
-            return [prefix + file, *_present(source, prefix, _PRESET_FILES if file == _PRESET_WEIGHTS else ())]
-        index = prefix + index_file(file)
+    for entry in FORMATS.values():
+        if source.has(prefix + entry.file):
+            return [prefix + entry.file, *_present(source, prefix, entry.companions)]
+        index = prefix + entry.index
         if source.has(index):
             return [index, *(prefix + shard for shard in _shards(source.get(index)))]
-    raise MissingFileError(f"weights (none of {', '.join(prefix + file for file in _WEIGHTS)})")
+    raise MissingFileError(f"weights (none of {', '.join(prefix + entry.file for entry in FORMATS.values())})")
 
 
 def _shards(index: Path) -> list[str]:

@@ -22,7 +22,13 @@ from tokenizers.processors import TemplateProcessing
 from distilbert.checkpoint import safely
 from distilbert.checkpoint.hub import Source, find_folder, first_of
 from distilbert.errors import CheckpointError, DataError, TokenizerError
-from distilbert.tokenization import OPTIONS_FILE, TOKENIZER_FILE, TOKENIZER_FILES, VOCABULARY_FILE
+from distilbert.tokenization import (
+    OPTIONS_FILE,
+    PRESET_VOCABULARY_FILE,
+    TOKENIZER_FILE,
+    TOKENIZER_FILES,
+    VOCABULARY_FILE,
+)
 
 SPECIAL_TOKENS = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
 UNLIMITED = 1 << 30  # tokenizer_config.json writes a huge number for "no limit"
@@ -59,7 +65,9 @@ class DistilBertTokenizerFast:
         missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
         if missing:
             raise TokenizerError(f"the vocabulary lacks {', '.join(missing)}.")
-        self.model_max_length = model_max_length
+        self.vocabulary, self.added_tokens, self.model_max_length = vocabulary, added_tokens, model_max_length
+        self.do_lower_case, self.tokenize_chinese_chars = do_lower_case, tokenize_chinese_chars
+        self.strip_accents = do_lower_case if strip_accents is None else strip_accents
         model = WordPiece(dict(vocabulary), unk_token="[UNK]", max_input_chars_per_word=_CHARACTERS_PER_WORD)  # noqa: S106
         self._tokenizer = Tokenizer(model)
         self._tokenizer.normalizer = BertNormalizer(  # pyright: ignore[reportAttributeAccessIssue]
@@ -94,7 +102,7 @@ class DistilBertTokenizerFast:
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> Self:
-        """Read tokenizer.json, or else vocab.txt, with the options of tokenizer_config.json.
+        """Read tokenizer.json, or else vocab.txt, with the options of tokenizer_config.json; or a KerasHub preset's.
 
         Args:
             folder_or_hub_id: a folder, or the id of a model on the hub (needs the extra `hub`).
@@ -190,6 +198,8 @@ def _read_folder(folder: Path) -> tuple[dict[str, int], dict[str, Any]]:
 def _read_tokenizer(path: Path) -> tuple[dict[str, int], dict[str, Any]]:
     """Vocabulary and options of a tokenizer.json."""
     content = safely.read_json(path)
+    if "registered_name" in content:
+        return _read_preset(path, content)
     for part, allowed in _PARTS.items():
         kind = (content.get(part) or {}).get("type", "WordPiece" if part == "model" else None)
         if kind not in allowed:
@@ -213,6 +223,20 @@ def _read_tokenizer(path: Path) -> tuple[dict[str, int], dict[str, Any]]:
         "added_tokens": [token for token in content.get("added_tokens", []) if token["content"] not in SPECIAL_TOKENS],
     }
     return vocabulary, options
+
+
+def _read_preset(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
+    """Vocabulary and options of a KerasHub preset, whose tokenizer.json has the contents `content`."""
+    found = content["config"]
+    wanted = {"split": True, "suffix_indicator": "##", "oov_token": "[UNK]"}
+    if content["class_name"] != "DistilBertTokenizer" or any(found[key] != value for key, value in wanted.items()):
+        raise TokenizerError(f"{path}: must describe KerasHub's DistilBertTokenizer with its own split and markers.")
+    options = {
+        "do_lower_case": found["lowercase"],
+        "strip_accents": found["strip_accents"],
+        "tokenize_chinese_chars": found.get("split_on_cjk", True),
+    }
+    return _read_vocabulary(path.parent / PRESET_VOCABULARY_FILE), options
 
 
 def _read_vocabulary(path: Path) -> dict[str, int]:

@@ -119,7 +119,8 @@ def edit_config(**changes):
 def stored(form, name):
     """Where a file of the format holds a canonical tensor, every place."""
     spec = SPECS.get(name) or weight_map.all_specs(CONFIG)[name]
-    return FORMATS[form].stored_names(spec, HEAD, headless=False)
+    has_it = any(spec.accepted_names(FORMATS[form].layout))
+    return FORMATS[form].stored_names(spec, HEAD, headless=False) if has_it else []
 
 
 def edit_tensors(form, change):
@@ -139,11 +140,11 @@ def write_tensors(form, file, tensors):
     if form == "torch-bin":
         torch.save({name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in tensors.items()}, file)
     elif form == "tf-h5":
-        import h5py
-
-        with h5py.File(file, "w") as h5:
-            for name, array in tensors.items():
-                h5.create_dataset(name, data=array)
+        write_h5(file, tensors)
+    elif form == "keras-hub":
+        task = {name.removeprefix("task/"): a for name, a in tensors.items() if name.startswith("task/")}
+        write_h5(file, {name: a for name, a in tensors.items() if not name.startswith("task/")})
+        write_h5(file.with_name("task.weights.h5"), task)
     elif form == "flax-msgpack":
         from flax.serialization import msgpack_serialize
         from flax.traverse_util import unflatten_dict
@@ -153,3 +154,11 @@ def write_tensors(form, file, tensors):
         from safetensors.numpy import save_file
 
         save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, file, {"format": "pt"})
+
+
+def write_h5(file, tensors):
+    import h5py
+
+    with h5py.File(file, "w") as h5:
+        for name, array in tensors.items():
+            h5.create_dataset(name, data=array)

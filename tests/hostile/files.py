@@ -117,7 +117,7 @@ def _add(form, name):
 
 
 def _untie(form):
-    place = base.stored(form, weight_map.TIED_PROJECTOR)[0]
+    (place,) = base.stored(form, weight_map.TIED_PROJECTOR)
 
     def edit(tensors, names):
         words = np.array(tensors[names[WORDS][0]])
@@ -148,7 +148,15 @@ def _rename(old, new):
 def wrong_tensors(form):
     """What the tensors themselves may have wrong, in a file that is as its format asks."""
     edit = functools.partial(edit_tensors, form)
-    return {
+    twice = (
+        {  # KerasHub has one name for a tensor, and none for a tied one
+            "a tied tensor that differs": (edit(_untie(form)), "TiedTensorsDiffer"),
+            "a tensor twice": (edit(_twice()), "DuplicateName", "MissingTensor"),
+        }
+        if form != "keras-hub"
+        else {}
+    )
+    return twice | {
         "NaN": (edit(_set(LIN1, _fill(np.nan))), "NonFinite"),
         "infinity": (edit(_set(NORM, _fill(np.inf))), "NonFinite"),
         "minus infinity": (edit(_set(WORDS, _fill(-np.inf))), "NonFinite"),
@@ -165,17 +173,23 @@ def wrong_tensors(form):
         "a tensor more": (edit(_add(form, "bogus")), "UnexpectedTensor"),
         "a name that climbs": (edit(_add(form, "..x")), "UnexpectedTensor", "HeaderInvalid"),
         "a name of escapes": (edit(_add(form, "\x1b[31m\u202ered\x07")), "UnexpectedTensor"),
-        "a wrong prefix": (edit(_rename("distilbert", "module")), "MissingTensor"),
-        "a tied tensor that differs": (edit(_untie(form)), "TiedTensorsDiffer"),
-        "a tensor twice": (edit(_twice()), "DuplicateName", "MissingTensor"),
+        "a wrong prefix": (edit(_rename("layers" if form == "keras-hub" else "distilbert", "module")), "MissingTensor"),
     }
+
+
+HDF5 = {"tf-h5", "keras-hub"}
+_OF_HDF5 = ("MissingTensor", "UnexpectedTensor")  # the right kind of file, with other names in it
 
 
 def _all():
     for name in FORMATS:
         yield from cases(name, NOT_FILES, name)
         yield from cases(name, wrong_tensors(name), name)
-        others = {f"{other} bytes": (content(base.good_bytes(other)), "BadMagic") for other in FORMATS if other != name}
+        others = {
+            f"{other} bytes": (content(base.good_bytes(other)), *(_OF_HDF5 if {name, other} == HDF5 else ["BadMagic"]))
+            for other in FORMATS
+            if other != name
+        }
         yield from cases(name, others, name)
 
 

@@ -58,7 +58,7 @@ GLOBALS = """
     torch._utils  _rebuild_tensor_v2|torch.FloatStorage x|collections OrderedDict.fromkeys|collections namedtuple|
     collections.OrderedDict x|collections UserDict|Torch FloatStorage|t\u043erch FloatStorage|torch FloatStorage\u200b
 """
-NAMES = [tuple(entry.strip("\n").strip(" " * 4).split(" ", 1)) for entry in GLOBALS.replace("\n    ", "").split("|")]
+NAMES = [tuple(entry.split(" ", 1)) for entry in GLOBALS.strip("\n").replace("\n    ", "").lstrip(" ").split("|")]
 
 
 def text(value):
