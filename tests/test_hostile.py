@@ -5,6 +5,7 @@ once each through the command line in this one.
 """
 
 import collections
+import functools
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from distilbert.checkpoint.loading import open_checkpoint
 from distilbert.errors import MAX_MESSAGE
@@ -70,6 +72,14 @@ def tree(folder):
         else:
             found[path] = entry.st_mode
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_command():
+    """The command line's parser, built once instead of at every call."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture(scope="module")
