@@ -24,16 +24,16 @@ MODULES = {"safetensors": safetensors, "tf-h5": hdf5}
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 
 
-def arrays(names, dtypes, least=0):
+def arrays(names, dtypes):
     """Arrays of any bits, NaN among them, by name."""
 
     def make(name, dtype, shape, seed):
         size = int(np.prod(shape)) * DTYPES[dtype].itemsize
         return name, np.frombuffer(np.random.default_rng(seed).bytes(size), DTYPES[dtype]).reshape(shape)
 
-    shapes = st.lists(st.integers(least, 4), max_size=4)
+    shapes = st.lists(st.integers(0, 4), max_size=4)
     one = st.builds(make, names, st.sampled_from(dtypes), shapes, st.integers(0, 1 << 16))
-    return st.lists(one, min_size=least, max_size=5, unique_by=lambda pair: pair[0]).map(dict)
+    return st.lists(one, min_size=1, max_size=5, unique_by=lambda pair: pair[0]).map(dict)
 
 
 def write(module, path, tensors):
@@ -68,7 +68,7 @@ H5_NAMES = st.from_regex(r"[a-c]/[a-c](/[a-c_]{1,3})?:0", fullmatch=True)
 
 
 @QUICK
-@given(tensors=arrays(H5_NAMES, [name for name in DTYPES if name != "bfloat16"], least=1))  # it holds no empty ones
+@given(tensors=arrays(H5_NAMES, [name for name in DTYPES if name != "bfloat16"]))
 def test_any_tensors_come_back_from_hdf5(tensors, tmp_path):
     check_round_trip(hdf5, tmp_path / "f", tensors)
 

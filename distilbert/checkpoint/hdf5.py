@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from distilbert.checkpoint import safely
-from distilbert.checkpoint.tensors import DTYPES, MAX_RANK, Array, StoredTensors, TensorInfo, read_array
+from distilbert.checkpoint.tensors import DTYPES, Array, StoredTensors, TensorInfo, is_possible, read_array
 from distilbert.errors import CheckpointError, escape
 from distilbert.optional import require
 
@@ -57,7 +57,7 @@ def read(path: Path) -> StoredTensors:
         raise CheckpointError(path, "HeaderInvalid", detail) from None
 
     def read_one(name: str) -> Array:
-        return read_array(path, file, found[name].id.data_offset, info[name])
+        return read_array(path, file, found[name].id.data_offset if info[name].size else 0, info[name])
 
     return StoredTensors(info, read_one)
 
@@ -103,12 +103,12 @@ def _info(path: Path, name: str, dataset: Any, file_size: int) -> TensorInfo:
     if dtype is None:
         raise CheckpointError(path, "DtypeUnsupported", f"holds dataset {name!r}, which is not plain numbers")
     shape = tuple(int(size) for size in dataset.shape)
-    if len(shape) > MAX_RANK:
-        raise CheckpointError(path, "ShapeMismatch", f"holds dataset {name!r} of rank {len(shape)}")
+    if not is_possible(shape):
+        raise CheckpointError(path, "ShapeMismatch", f"gives dataset {name!r} a shape that no tensor has")
     if dataset.id.layout_class != _CONTIGUOUS:
         raise CheckpointError(path, "UnsafeLink", f"holds dataset {name!r} chunked, compressed, virtual or external")
     info = TensorInfo(shape, dtype)
-    if dataset.id.data_offset + info.size > file_size:
+    if info.size and dataset.id.data_offset + info.size > file_size:  # what is empty may lie nowhere
         raise CheckpointError(path, "Truncated", f"lacks bytes of dataset {name!r}, or keeps them in another file")
     return info
 

@@ -15,11 +15,11 @@ from typing import Any, cast
 
 from distilbert.checkpoint import safely
 from distilbert.checkpoint.tensors import (
-    MAX_RANK,
     MAX_TENSORS,
     Array,
     StoredTensors,
     TensorInfo,
+    is_possible,
     raw_bytes,
     read_array,
 )
@@ -95,11 +95,11 @@ def _info(path: Path, name: str, entry: dict[str, Any]) -> TensorInfo:
     if dtype is None:
         raise CheckpointError(path, "DtypeUnsupported", f"holds tensor {name!r} of dtype {entry['dtype']!r}")
     shape = entry["shape"]
-    if not isinstance(shape, list) or len(cast("list[Any]", shape)) > MAX_RANK:
-        raise CheckpointError(path, "ShapeMismatch", f"gives tensor {name!r} a wrong shape")
-    if not all(type(size) is int and 0 <= size < 1 << 40 for size in cast("list[Any]", shape)):
-        raise CheckpointError(path, "ShapeMismatch", f"gives tensor {name!r} a wrong shape")
-    return TensorInfo(tuple(cast("list[int]", shape)), dtype)
+    if isinstance(shape, list) and all(type(size) is int for size in cast("list[Any]", shape)):
+        sizes = tuple(cast("list[int]", shape))
+        if is_possible(sizes):
+            return TensorInfo(sizes, dtype)
+    raise CheckpointError(path, "ShapeMismatch", f"gives tensor {name!r} a wrong shape")
 
 
 def write(path: Path, info: Mapping[str, TensorInfo], read_one: Callable[[str], Array]) -> None:

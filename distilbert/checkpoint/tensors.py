@@ -20,6 +20,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 MAX_TENSORS = 50_000
 MAX_RANK = 8
+MAX_ELEMENTS = 1 << 40  # of a shape, zeros left out: NumPy cannot make an empty array of any shape
 
 # The dtypes that weights come in, by the name that NumPy and ml_dtypes give them. Integers only for skipped buffers.
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -84,6 +85,11 @@ class LazyWeights(Mapping[str, Array], abc.ABC):
     @abc.abstractmethod
     def dtype(self, name: str) -> str:
         """Name of the dtype that indexing returns."""
+
+
+def is_possible(shape: tuple[int, ...]) -> bool:
+    """Whether an array can have the shape, if only an empty one: of few dimensions, none negative, none enormous."""
+    return len(shape) <= MAX_RANK and min(shape, default=0) >= 0 and math.prod(n or 1 for n in shape) <= MAX_ELEMENTS
 
 
 def check_dtype(name: str) -> str:

@@ -212,6 +212,7 @@ STORAGE = {
         put(lambda f, p, _: f.create_dataset(p, data=np.zeros(1 << 22, "f4"), compression="gzip")),
         "UnsafeLink",
     ),
+    "a nothing that NumPy cannot have": (_never_written((0, 1 << 39, 1 << 39)), "ShapeMismatch"),
     "a resizable nothing": (_never_written((0,), maxshape=(None,)), "UnsafeLink"),
     "rank 9": (put(lambda f, p, _: f.create_dataset(p, data=np.zeros((1,) * 9, "f4"))), "ShapeMismatch"),
     "rank 32": (put(lambda f, p, _: f.create_dataset(p, data=np.zeros((1,) * 32, "f4"))), "ShapeMismatch"),

@@ -91,6 +91,7 @@ TABLE = {
     "size": (raw({"a": F32 | {"shape": [3]}}), "OffsetInvalid"),
     "shape that claims more": (entry(shape=[1 << 30, 4]), "OffsetInvalid"),
     "shape overflow": (raw({"a": F32 | {"shape": [0, 1 << 40, 1 << 40]}}), "ShapeMismatch"),
+    "shape of nothing that NumPy cannot have": (raw({"a": {"dtype": "F32", "shape": [0, 1 << 39, 1 << 39], "data_offsets": [0, 0]}}, b""), "ShapeMismatch"),
     "shape that wraps to the size": (entry(shape=[(1 << 62) + 80]), "ShapeMismatch"),
     "negative dimension": (raw({"a": F32 | {"shape": [-1]}}), "ShapeMismatch"),
     "two negative dimensions": (entry(shape=[-20, -4]), "ShapeMismatch"),
