@@ -24,19 +24,23 @@ class Watch:
     """Collects from Python's own audit events what was opened, and what else must not happen."""
 
     def __init__(self):
-        self.opened, self.events = [], []
+        self.opened, self.events, self.removing = [], [], False
         sys.addaudithook(self)
 
     def __call__(self, event, arguments):
         if event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
-            self.opened.append(os.fsdecode(arguments[0]))
+            path = os.fsdecode(arguments[0])
+            if Path(path).is_absolute() or not self.removing:  # shutil.rmtree opens folders below an open folder
+                self.opened.append(path)
+        elif event == "shutil.rmtree":
+            self.removing = True
         elif event in FORBIDDEN:
             self.events.append(f"{event} {str(arguments)[:80]}")
 
     def take(self):
         """What was seen since the last time."""
         seen = {"opened": self.opened, "events": self.events}
-        self.opened, self.events = [], []
+        self.opened, self.events, self.removing = [], [], False
         return seen
 
 

@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 
-from tests.hostile import base
+from tests.hostile import base, settings
 from tests.hostile.base import WORDS, Case, edit_bytes, edit_config, edit_tensors
 from tests.hostile.files import cached, link
 from tests.hostile.hdf5 import edit as edit_h5
@@ -97,6 +97,7 @@ ACCEPTED = {
         auto_map={"AutoModel": "modeling_evil.Model"}, trust_remote_code=True, _attn_implementation="evil/kernel"
     ),
     "a label of escapes": edit_config(id2label={"0": "\x1b[31m", "1": "\u202e"}),
+    "a sentence model": settings.modules(settings.TRANSFORMER, settings.POOLING, ("x.Normalize", "2_Normalize")),
     "line ends of Windows": _legacy_text,
     "other files": _other_files,
 }

@@ -3,8 +3,10 @@
 import json
 import os
 
+import numpy as np
+
 from distilbert.checkpoint import manifest
-from tests.hostile.base import HTML, LFS, OUTSIDE, cases, content, edit_config
+from tests.hostile.base import HTML, LFS, OUTSIDE, cases, content, edit_config, write_tensors
 from tests.hostile.files import link, replace
 
 HUGE = 10**12
@@ -148,8 +150,9 @@ MODULES = {
     "a module linked to itself": (_linked_module("1_Pooling"), "ConfigError"),
     "a linked pooling": (_linked_pooling, "UnsafeLink"),
     "a module of code": (modules(TRANSFORMER, POOLING, ("custom_st.Evil", "")), "ConfigError"),
-    "a module of layers": (modules(TRANSFORMER, POOLING, ("x.CNN", "2_CNN")), "ConfigError"),
+    "a module of convolutions": (modules(TRANSFORMER, POOLING, ("x.CNN", "2_CNN")), "ConfigError"),
     "a dense layer that is not there": (modules(TRANSFORMER, POOLING, ("x.Dense", "2_Dense")), "NotFound"),
+    "a dense layer that climbs": (modules(TRANSFORMER, POOLING, ("x.Dense", f"../{OUTSIDE}")), "ConfigError"),
     "no modules": (modules(), "ConfigError"),
     "two transformers": (modules(TRANSFORMER, TRANSFORMER, POOLING), "ConfigError"),
     "two poolings": (modules(TRANSFORMER, POOLING, POOLING), "ConfigError"),
@@ -172,6 +175,65 @@ MODULES = {
     "a length of text": (modules(TRANSFORMER, POOLING, sentence_bert_config_json='{"max_seq_length": "128"}'), "ConfigError"),
     "a length below nothing": (modules(TRANSFORMER, POOLING, sentence_bert_config_json='{"max_seq_length": -1}'), "ConfigError"),
 }  # fmt: skip
+
+
+def dense(change=lambda folder: None, **settings):
+    """A sentence-transformers folder with a dense layer of 4 to 3 after `change(its folder)`."""
+
+    def spoil(folder):
+        modules(TRANSFORMER, POOLING, ("x.Dense", "2_Dense"))(folder)
+        edit_config(architectures=["DistilBertModel"])(folder)
+        place = folder / "2_Dense"
+        place.mkdir()
+        values = {"in_features": 4, "out_features": 3, "bias": True, "activation_function": f"{TORCH}.Tanh"}
+        (place / "config.json").write_text(json.dumps(values | settings))
+        _dense_weights(place, {})
+        change(place)
+
+    return spoil
+
+
+def _dense_weights(place, changes):
+    arrays = {"linear.weight": np.ones((3, 4), np.float32), "linear.bias": np.ones(3, np.float32)} | changes
+    kept = {name: array for name, array in arrays.items() if array is not None}
+    write_tensors("safetensors", place / "model.safetensors", kept)
+
+
+def _dense_has(**changes):
+    return dense(lambda place: _dense_weights(place, {f"linear.{name}": array for name, array in changes.items()}))
+
+
+def _dense_is(make):
+    return dense(replace(make, "model.safetensors"))
+
+
+TORCH = "torch.nn.modules.activation"
+DENSE = {
+    "an activation of code": (dense(activation_function="os.system"), "ConfigError"),
+    "an activation of another class": (dense(activation_function=f"{TORCH}.Threshold"), "ConfigError"),
+    "an activation that is a list": (dense(activation_function=[f"{TORCH}.Tanh"]), "ConfigError"),
+    "an activation with escapes": (dense(activation_function="\x1b[31m"), "ConfigError"),
+    "an output of 0": (dense(out_features=0), "ConfigError"),
+    "an output of text": (dense(out_features="3"), "ConfigError"),
+    "an output beyond all": (dense(out_features=HUGE), "ConfigError"),
+    "an output that does not fit": (dense(out_features=5), "ShapeMismatch"),
+    "an input that does not fit": (dense(in_features=5), "ConfigError", "ShapeMismatch"),
+    "an input of text": (dense(in_features="4"), "ConfigError", "ShapeMismatch"),
+    "a bias of 1": (dense(bias=1), "ConfigError"),
+    "a bias that is not said": (dense(bias=False), "UnexpectedTensor"),
+    "a residual": (dense(use_residual=True), "ConfigError"),
+    "another input": (dense(module_input_name="token_embeddings"), "ConfigError"),
+    "settings that are a list": (dense(content(b"[]", "config.json")), "HeaderInvalid"),
+    "no weights": (dense(lambda place: (place / "model.safetensors").unlink()), "NotFound"),
+    "weights that are a link out": (_dense_is(link(f"../../{OUTSIDE}/{{}}")), "UnsafeLink"),
+    "weights that are a pipe": (_dense_is(os.mkfifo), "NotRegularFile"),
+    "weights that are a pickle": (_dense_is(lambda path: path.write_bytes(b"\x80\x02cos\nsystem\n.")), "BadMagic"),
+    "a kernel transposed": (_dense_has(weight=np.ones((4, 3), np.float32)), "ShapeMismatch"),
+    "a kernel missing": (_dense_has(weight=None), "MissingTensor"),
+    "a kernel of integers": (_dense_has(weight=np.ones((3, 4), np.int32)), "DtypeUnsupported"),
+    "a kernel with NaN": (_dense_has(weight=np.full((3, 4), np.nan, np.float32)), "NonFinite"),
+    "a tensor more": (_dense_has(more=np.ones(1, np.float32)), "UnexpectedTensor"),
+}
 
 TOKENIZER = {
     "a vocabulary that is a link out": (replace(link(f"../{OUTSIDE}/vocab.txt"), "vocab.txt"), "UnsafeLink"),
@@ -235,5 +297,6 @@ CASES = [
     *cases("config value", VALUES),
     *cases("config.json", JSON),
     *cases("modules.json", MODULES),
+    *cases("dense", DENSE),
     *cases("tokenizer", TOKENIZER),
 ]
