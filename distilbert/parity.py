@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from distilbert import reference
 from distilbert.backends import load_backend
 from distilbert.checkpoint.folder import find_weights
-from distilbert.checkpoint.loading import find_head, open_checkpoint
+from distilbert.checkpoint.opening import find_head, open_checkpoint, read_config
 from distilbert.checkpoint.sentence_transformers import is_sentence_folder
 from distilbert.checkpoint.tensors import raw_bytes
 from distilbert.config import DistilBertConfig
@@ -190,7 +190,7 @@ def _find_class(folder: Path) -> str:
     if is_sentence_folder(folder):
         return BARE_HEAD
     find_weights(folder)
-    head = find_head(folder, DistilBertConfig.from_pretrained(folder))
+    head = find_head(folder, read_config(folder))
     return BARE_HEAD if head == "DistilBertModel" else head
 
 

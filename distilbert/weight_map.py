@@ -187,6 +187,7 @@ BERT = {  # BERT checkpoints, by the name of the dialect
 }
 
 
+OPTIMIZERS = ("optimizer/", "task/optimizer/", "optimizer_weights/")  # where Keras 3, KerasHub and Keras 2 keep theirs
 _OLD_NORM_LEAVES: dict[Leaf, str] = {"weight": "gamma", "bias": "beta"}
 
 
@@ -344,7 +345,7 @@ def token_types(config: DistilBertConfig) -> TensorSpec:
 
 def why_no_weight(layout: Layout, name: str) -> str:
     """Why a tensor that a checkpoint of `layout` holds beside the weights is not needed; "" when nobody knows it."""
-    if layout is KERAS_HUB and name.startswith(("optimizer/", "task/optimizer/")):
+    if name.startswith(OPTIMIZERS):
         return "the optimizer's state"
     if layout.leaves is _SAME and name in {f"{prefix}embeddings.position_ids" for prefix in layout.prefixes}:
         return "a buffer, not a weight"
@@ -368,7 +369,7 @@ def h5_paths(spec: TensorSpec, head: str) -> list[str]:
 
 def from_h5_path(path: str) -> str:
     """The TensorFlow name in a path of a tf_model.h5: what stands after the layer's group and the model's name."""
-    return path.split("/", 2)[-1]
+    return path if path.startswith(OPTIMIZERS) else path.split("/", 2)[-1]
 
 
 def find_owner(model: Any, spec: TensorSpec) -> Any:

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from distilbert import reference
-from distilbert.checkpoint.loading import open_checkpoint
+from distilbert.backends import load_backend
+from distilbert.checkpoint.bert import config_from_bert
+from distilbert.checkpoint.opening import open_checkpoint, open_source
 from distilbert.errors import CheckpointError
 from distilbert.weight_map import BERT, DIALECTS, HEADS, PT, tensor_specs, token_types
-from tests.support import DATA
+from tests.support import DATA, run, to_numpy
 from weights_convert import convert
-from weights_convert.bert import config_from_bert
-from weights_convert.convert import open_source
 
 FOLDERS = sorted(path for path in (DATA / "bert").glob("*/*") if path.is_dir())
 
@@ -124,3 +124,32 @@ def test_the_original_files_of_tensorflow_1_are_named(tmp_path):
     (tmp_path / "bert_model.ckpt.index").write_bytes(b"\0")
     with pytest.raises(CheckpointError, match="a checkpoint of TensorFlow 1, which only TensorFlow reads"):
         convert(tmp_path, tmp_path / "../out", to="safetensors")
+
+
+@pytest.mark.parametrize("backend", ["pt", "tf", "flax"])
+def test_a_bert_is_loaded_without_conversion(backend):
+    """By its own head's class, and by others, which say what they lack."""
+    folder = DATA / "bert" / "BertForTokenClassification" / "tf"
+    expected = np.load(folder.parent / "expected.npz")
+    inputs = {name: expected[name] for name in ("input_ids", "attention_mask")}
+    module = load_backend(backend)
+    found = run(module.DistilBertForTokenClassification.from_pretrained(folder), **inputs)
+    np.testing.assert_allclose(to_numpy(found.logits), expected["logits"], rtol=0, atol=1e-4)
+    found = run(module.DistilBertModel.from_pretrained(folder), **inputs)
+    np.testing.assert_allclose(to_numpy(found.last_hidden_state), expected["last_hidden_state"], rtol=0, atol=2e-5)
+    with pytest.raises(CheckpointError, match=r"lacks pre_classifier\.weight, pre_classifier\.bias"):
+        module.DistilBertForSequenceClassification.from_pretrained(folder)
+    with pytest.warns(UserWarning, match=r"new, with initial weights: pre_classifier\.weight"):
+        model = module.DistilBertForSequenceClassification.from_pretrained(folder, new_head=True)
+    assert model.load_report.new.keys() == {"pre_classifier.weight", "pre_classifier.bias"}
+
+
+def test_the_state_of_an_optimizer_is_listed(tmp_path):
+    import h5py
+
+    folder = tmp_path / "bert"
+    shutil.copytree(DATA / "bert" / "BertForTokenClassification" / "tf", folder)
+    with h5py.File(folder / "tf_model.h5", "a") as file:
+        file["optimizer_weights/Adam/m/bert/pooler/kernel:0"] = np.ones(3, np.float32)
+    done = convert(folder, tmp_path / "out", to="safetensors")
+    assert done.report.skipped["optimizer_weights/Adam/m/bert/pooler/kernel:0"] == "the optimizer's state"

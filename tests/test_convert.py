@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from conformance import cases
 from distilbert import reference, weight_map
 from distilbert.checkpoint.folder import WRITABLE
-from distilbert.checkpoint.loading import open_checkpoint
+from distilbert.checkpoint.opening import open_checkpoint
 from distilbert.checkpoint.saving import save_checkpoint
 from distilbert.config import DistilBertConfig
 from distilbert.errors import CheckpointError, ConfigError

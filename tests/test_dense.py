@@ -15,8 +15,8 @@ from conformance.comparison import STEP
 from distilbert import parity, reference, reference_training
 from distilbert.backends import load_backend
 from distilbert.checkpoint.folder import WRITABLE
-from distilbert.checkpoint.loading import open_checkpoint
 from distilbert.checkpoint.manifest import MANIFEST_FILE
+from distilbert.checkpoint.opening import open_checkpoint
 from distilbert.checkpoint.saving import save_checkpoint
 from distilbert.checkpoint.sentence_transformers import read_pooling
 from distilbert.config import DENSE_ACTIVATIONS, DenseConfig, DistilBertConfig, PoolingConfig

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from distilbert import weight_map
 from distilbert.checkpoint import hdf5, msgpack, safely, safetensors
 from distilbert.checkpoint.folder import FORMATS, REFERENCE_FORMATS
-from distilbert.checkpoint.loading import open_checkpoint
+from distilbert.checkpoint.opening import open_checkpoint
 from distilbert.checkpoint.publishing import new_folder
 from distilbert.checkpoint.tensors import TensorInfo
 from distilbert.config import DistilBertConfig

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from distilbert.checkpoint.loading import open_checkpoint
+from distilbert.checkpoint.opening import open_checkpoint
 from distilbert.errors import MAX_MESSAGE
 from tests.hostile import accepted, base, files, hdf5, msgpack, settings, shards, torch_bin
 from tests.hostile import safetensors as safetensors_cases

@@ -12,9 +12,8 @@ from conformance import cases
 from distilbert import reference, weight_map
 from distilbert.backends import load_backend
 from distilbert.checkpoint import keras_hub
-from distilbert.checkpoint.folder import read_config
-from distilbert.checkpoint.loading import find_head, open_checkpoint
 from distilbert.checkpoint.manifest import MANIFEST_FILE
+from distilbert.checkpoint.opening import find_head, open_checkpoint, read_config
 from distilbert.checkpoint.saving import save_checkpoint
 from distilbert.config import DistilBertConfig, PoolingConfig
 from distilbert.errors import CheckpointError, ConfigError, DistilBertError, TokenizerError

@@ -8,9 +8,9 @@ from safetensors.numpy import load_file, save_file
 
 from conformance import cases
 from distilbert.backends import load_backend
-from distilbert.checkpoint.folder import FORMATS, REFERENCE_FORMATS, WRITABLE, read_config
-from distilbert.checkpoint.loading import find_head, open_checkpoint
+from distilbert.checkpoint.folder import FORMATS, REFERENCE_FORMATS, WRITABLE
 from distilbert.checkpoint.manifest import MANIFEST_FILE
+from distilbert.checkpoint.opening import find_head, open_checkpoint, read_config
 from distilbert.checkpoint.saving import save_checkpoint
 from distilbert.config import DistilBertConfig, PoolingConfig
 from distilbert.errors import CheckpointError, ConfigError

@@ -9,13 +9,13 @@ from safetensors.numpy import save_file
 
 from distilbert.checkpoint.folder import FORMATS, WRITABLE
 from distilbert.checkpoint.manifest import MANIFEST_FILE
+from distilbert.checkpoint.opening import open_source
 from distilbert.checkpoint.saving import save_checkpoint
 from distilbert.checkpoint.tensors import DTYPES
 from distilbert.config import DistilBertConfig
 from distilbert.initialization import initial_weights
 from distilbert.weight_map import DIALECTS, HEADS, tensor_specs, tied
 from weights_convert import convert
-from weights_convert.convert import open_source
 
 CONFIG = DistilBertConfig(
     vocab_size=31, max_position_embeddings=7, n_layers=2, n_heads=2, dim=8, hidden_dim=12, num_labels=3

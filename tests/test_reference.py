@@ -8,7 +8,7 @@ import pytest
 from conformance import cases, goldens
 from conformance.comparison import differences, output_parts
 from distilbert import reference, reference_training, weight_map
-from distilbert.checkpoint.loading import open_checkpoint
+from distilbert.checkpoint.opening import open_checkpoint
 from distilbert.config import PoolingConfig
 from distilbert.positions import sinusoidal_table
 

@@ -7,8 +7,8 @@ import pytest
 
 from conformance import cases
 from distilbert.checkpoint.folder import FORMATS, WRITABLE
-from distilbert.checkpoint.loading import open_checkpoint
 from distilbert.checkpoint.manifest import MANIFEST_FILE
+from distilbert.checkpoint.opening import open_checkpoint
 from distilbert.checkpoint.saving import save_checkpoint
 from distilbert.checkpoint.sharding import parse_size
 from distilbert.errors import CheckpointError

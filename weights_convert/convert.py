@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from distilbert.checkpoint import keras_hub, safely
-from distilbert.checkpoint.folder import check_format, find_weights, read_config
-from distilbert.checkpoint.loading import Checkpoint, LoadReport, find_head
+from distilbert.checkpoint.folder import check_format
+from distilbert.checkpoint.loading import LoadReport
 from distilbert.checkpoint.manifest import MANIFEST_FILE, read_whole
+from distilbert.checkpoint.opening import open_source
 from distilbert.checkpoint.publishing import new_folder
 from distilbert.checkpoint.saving import write_checkpoint
-from distilbert.checkpoint.sentence_transformers import is_sentence_folder, read_pooling
+from distilbert.checkpoint.sentence_transformers import is_sentence_folder
 from distilbert.checkpoint.tensors import check_dtype
-from distilbert.config import CONFIG_FILE, MAX_CONFIG_BYTES
-from distilbert.errors import CheckpointError, ConfigError
+from distilbert.config import MAX_CONFIG_BYTES
+from distilbert.errors import CheckpointError
 from distilbert.parity import ParityReport
 from distilbert.tokenization import OPTIONS_FILE, TOKENIZER_FILES
-from weights_convert.bert import BertCheckpoint, config_from_bert, find_bert_head
 from weights_convert.keras_hub import has_preset_tokenizer, pack_tokenizer, unpack_tokenizer
 from weights_convert.student import Student
 from weights_convert.verification import check_bits, check_parity
@@ -97,23 +97,6 @@ def convert(
         report = check_parity(folder, verify) if verify else None
         files = tuple(sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()))
     return Conversion(weights.head, weights.report, (*files, MANIFEST_FILE), report)
-
-
-def open_source(folder: Path, *, dtype: str | None = None) -> Checkpoint:
-    """The checkpoint in `folder`, DistilBERT's or BERT's, as a DistilBERT of the class that it holds."""
-    encoder, pooling, dense = read_pooling(folder)
-    find_weights(encoder)
-    values = safely.read_json(encoder / CONFIG_FILE, MAX_CONFIG_BYTES)
-    settings = {"pooling": pooling}
-    try:
-        if values.get("model_type") == "bert":
-            config, head = config_from_bert(values), find_bert_head(values)
-            return BertCheckpoint(encoder, config, head, dtype=dtype, settings=settings, dense=dense)
-    except ConfigError as error:
-        raise ConfigError(f"{encoder / CONFIG_FILE}: {error}") from None
-    config = read_config(encoder)
-    head = find_head(encoder, config)
-    return Checkpoint(encoder, config, head, dtype=dtype, settings=settings, dense=dense)
 
 
 def _copy_files(source: Path, destination: Path, names: Iterable[str]) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 from distilbert.checkpoint import manifest
 from distilbert.checkpoint.folder import open_weights
 from distilbert.checkpoint.manifest import MANIFEST_FILE, FileDigest
+from distilbert.checkpoint.opening import open_source
 from distilbert.checkpoint.sentence_transformers import is_sentence_folder, read_pooling
 from distilbert.checkpoint.tensors import TensorInfo
 from distilbert.config import DistilBertConfig
 from distilbert.errors import DistilBertError
-from weights_convert.convert import open_source
 
 DIMENSIONS = ("vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim", "num_labels")
 FITS, ABSENT = "fits", "absent"

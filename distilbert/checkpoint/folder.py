@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 
 from distilbert.checkpoint import hdf5, keras_hub, keras_hub_config, msgpack, safely, safetensors, sharding, torch_bin
 from distilbert.checkpoint.tensors import Array, StoredTensors, TensorInfo
-from distilbert.config import CONFIG_FILE, MAX_CONFIG_BYTES, DistilBertConfig
+from distilbert.config import DistilBertConfig
 from distilbert.errors import CheckpointError
 from distilbert.weight_map import DIALECTS, FLAX, KERAS_HUB, PT, TF, Layout, TensorSpec, from_h5_path, h5_paths
 
@@ -179,17 +179,6 @@ def check_format(name: str) -> Format:
             name, "VersionUnsupported", f"is not a format to write; choose from {', '.join(WRITABLE)}"
         )
     return FORMATS[name]
-
-
-def read_config(folder: Path) -> DistilBertConfig:
-    """The config of a checkpoint folder, a KerasHub preset included.
-
-    Raises:
-        CheckpointError: config.json is missing or not a JSON object. ConfigError: a value is wrong.
-    """
-    if keras_hub_config.is_preset(safely.read_json(folder / CONFIG_FILE, MAX_CONFIG_BYTES)):
-        return keras_hub_config.read_config(folder)
-    return DistilBertConfig.from_pretrained(folder)
 
 
 def write_config(folder: Path, config: DistilBertConfig, head: str, dtype: str) -> None:

@@ -9,28 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 
 from distilbert import weight_map
-from distilbert.checkpoint.folder import find_weights, open_weights, read_config
-from distilbert.checkpoint.hub import find_folder
-from distilbert.checkpoint.manifest import read_whole
-from distilbert.checkpoint.sentence_transformers import DenseFolder, read_pooling
+from distilbert.checkpoint.folder import open_weights
+from distilbert.checkpoint.sentence_transformers import DenseFolder
 from distilbert.checkpoint.tensors import DTYPES, FLOATS, Array, LazyWeights, digest, is_finite
-from distilbert.checkpoint.wanted import model_files
 from distilbert.config import CONFIG_FILE, DistilBertConfig
 from distilbert.errors import CheckpointError, ConfigError, Kind
 from distilbert.initialization import initial_tensor
 from distilbert.positions import sinusoidal_table
-from distilbert.tokenization import TOKENIZER_FILES
 from distilbert.weight_map import Layout, TensorSpec
 
 _SHOWN = 4  # names of a list, in a line for people
@@ -273,77 +267,6 @@ class DenseCheckpoint(Checkpoint):
         return weight_map.dense_specs(self.config, self.settings["pooling"])
 
 
-def open_checkpoint(
-    folder_or_hub_id: str | os.PathLike[str],
-    head: str,
-    *,
-    dtype: str = "float32",
-    strict: bool = True,
-    new_head: bool = False,
-    revision: str | None = None,
-    local_files_only: bool = False,
-    **config_overrides: Any,
-) -> Checkpoint:
-    """The checkpoint that `from_pretrained` of the class `head` reads; its arguments are documented there.
-
-    Raises:
-        CheckpointError: the files are not a checkpoint of this class. ConfigError: config.json is wrong.
-    """
-    folder = find_folder(folder_or_hub_id, model_files, revision=revision, local_files_only=local_files_only)
-
-    def read_files() -> Checkpoint:
-        encoder, pooling, dense = read_pooling(folder)
-        find_weights(encoder)
-        stored = read_config(encoder)
-        config = stored.replace(**config_overrides)
-        other_head = not config_overrides.keys().isdisjoint(LABEL_FIELDS) and _other_labels(config, stored)
-        embeds = head == "DistilBertForSentenceEmbedding"
-        return Checkpoint(
-            encoder,
-            config,
-            head,
-            dtype=dtype,
-            strict=strict,
-            new_head=new_head or other_head,
-            settings={"pooling": pooling} if embeds else {},
-            dense=dense if embeds else None,
-        )
-
-    checkpoint = read_whole(folder, read_files, skip=TOKENIZER_FILES)
-    made = [name for name in checkpoint.report.new if checkpoint.specs[name].module in weight_map.ABOVE]
-    if made:
-        text = f"{checkpoint.path}: new, with initial weights: {', '.join(made)}; train the model before you use it."
-        warnings.warn(text, stacklevel=3)
-    return checkpoint
-
-
-def _other_labels(config: DistilBertConfig, stored: DistilBertConfig) -> bool:
-    """Whether the labels are not those of the file, which says nothing of them when they are the default ones."""
-    return config.id2label != stored.id2label or stored.id2label == DistilBertConfig().id2label
-
-
-def find_head(folder: Path, config: DistilBertConfig) -> str:
-    """The class whose checkpoint lies in `folder`: what config.json says, else what the tensors show.
-
-    Raises:
-        CheckpointError: the tensors fit no class.
-    """
-    named = config.extra.get("architectures")
-    for name in cast("list[Any]", named) if isinstance(named, list) else []:
-        plain = str(name).removeprefix("TF").removeprefix("Flax")
-        if plain in weight_map.HEADS:
-            return plain
-    found = open_weights(folder)
-    known = {name: spec for spec in weight_map.all_specs(config).values() for name in spec.accepted_names(found.layout)}
-    present = {known[plain].module for plain in found.plain_names.values() if plain in known}
-    above = {module.name for module in present & set(weight_map.ABOVE)}
-    for name, head in weight_map.HEADS.items():
-        if above == set(head.modules):
-            return name
-    detail = f"has the head modules {', '.join(sorted(above))}, which no class has"
-    raise CheckpointError(found.path, "UnexpectedTensor", detail)
-
-
 def _make_plan(
     plain_names: Mapping[str, str],
     layout: Layout,
@@ -357,7 +280,8 @@ def _make_plan(
     every = weight_map.all_specs(config) | specs
     known = {name: spec for spec in every.values() for name in spec.accepted_names(layout)}
     plan = _Plan({}, weight_map.tied(config, head), {}, {}, [], [])
-    if _holds_larger_head(head, {known[plain].module.name for plain in plain_names.values() if plain in known}):
+    present = {known[plain].module.name for plain in plain_names.values() if plain in known}
+    if _holds_larger_head(head, present):
         wanted = {name for name, spec in specs.items() if spec.in_encoder}
     else:
         wanted = specs.keys()

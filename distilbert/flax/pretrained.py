@@ -18,7 +18,8 @@ from flax import nnx
 from jax.core import Tracer
 
 from distilbert import resizing, weight_map
-from distilbert.checkpoint.loading import LoadReport, open_checkpoint
+from distilbert.checkpoint.loading import LoadReport
+from distilbert.checkpoint.opening import open_checkpoint
 from distilbert.checkpoint.saving import save_checkpoint
 from distilbert.checkpoint.tensors import Array, check_dtype
 from distilbert.checks import check_weights, no_array

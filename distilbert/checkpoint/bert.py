@@ -53,7 +53,7 @@ _REQUIRED = {
 
 
 def config_from_bert(values: Mapping[str, Any]) -> DistilBertConfig:
-    """The DistilBERT config of a BERT's config.json.
+    """The DistilBERT config of a BERT's config.json; its `architectures` name our class for the head.
 
     Raises:
         ConfigError: the model computes something that DistilBERT does not.
@@ -64,10 +64,10 @@ def config_from_bert(values: Mapping[str, Any]) -> DistilBertConfig:
     fields = {ours: values[theirs] for theirs, ours in _FIELDS.items() if theirs in values}
     if fields.get("activation") == "gelu_pytorch_tanh":
         fields["activation"] = "gelu_new"  # the same function
-    return DistilBertConfig.from_dict(fields)
+    return DistilBertConfig.from_dict(fields | {"architectures": [_find_head(values)]})
 
 
-def find_bert_head(values: Mapping[str, Any]) -> str:
+def _find_head(values: Mapping[str, Any]) -> str:
     """The class for a BERT of this config.json: that of its head where DistilBERT has the same, else the encoder's."""
     named = values.get("architectures")
     for name in cast("list[Any]", named) if isinstance(named, list) else []:
