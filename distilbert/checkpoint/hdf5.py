@@ -7,17 +7,15 @@ their bytes are then read here. So links to files, external storage, virtual dat
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import io
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from distilbert.checkpoint import safely
 from distilbert.checkpoint.tensors import DTYPES, MAX_RANK, Array, StoredTensors, TensorInfo, read_array
-from distilbert.errors import CheckpointError, escape
+from distilbert.errors import CheckpointError
 from distilbert.optional import require
 
 MAX_DEPTH = 12
@@ -115,23 +113,38 @@ def write(path: Path, info: Mapping[str, TensorInfo], read_one: Callable[[str], 
     for name in info:
         layer, weight_name = name.split("/", 1)
         layers.setdefault(layer, []).append(weight_name)
-    with safely.write_file(path) as temporary, _closed(h5py.File(temporary, "w")) as file:
-        file.attrs["backend"], file.attrs["keras_version"] = "tensorflow", "2.15.0"
-        _write_names(file, "layer_names", list(layers))
-        for layer, weight_names in layers.items():
-            _write_names(file.create_group(layer), "weight_names", weight_names)
-        for name, entry in info.items():
-            file.create_dataset(name, data=read_one(name).astype(DTYPES[entry.dtype], copy=False))
+    with safely.write_file(path) as temporary, _PatientFile(temporary, "w+") as raw:
+        with h5py.File(raw, "w") as file:
+            file.attrs["backend"], file.attrs["keras_version"] = "tensorflow", "2.15.0"
+            _write_names(file, "layer_names", list(layers))
+            for layer, weight_names in layers.items():
+                _write_names(file.create_group(layer), "weight_names", weight_names)
+            for name, entry in info.items():
+                file.create_dataset(name, data=read_one(name).astype(DTYPES[entry.dtype], copy=False))
+        if raw.error is not None:
+            raise raw.error
 
 
-@contextlib.contextmanager
-def _closed(file: Any) -> Generator[Any]:
-    """Close the file at the end; what HDF5 raises on a full disk, a RuntimeError among others, is an OSError here."""
-    try:
-        with file:
-            yield file
-    except RuntimeError as error:
-        raise OSError(errno.EIO, f"HDF5 could not write: {escape(str(error), 80)}") from None
+class _PatientFile(io.FileIO):
+    """A file that keeps the first error to itself: HDF5 ends the process when it cannot write what it still holds."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        rest = memoryview(data).cast("B")
+        while rest and self.error is None:
+            try:
+                rest = rest[super().write(rest) :]  # the system may take a part
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
 
 
 def _write_names(group: Any, attribute: str, names: list[str]) -> None:
