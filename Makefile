@@ -1,7 +1,7 @@
 # Each target works alone on a machine that has Python >= 3.11 and pip; a second run installs nothing again.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install parity test conformance vectors interop cost lint format clean
+.PHONY: help install parity test conformance vectors interop cost faults lint format clean
 
 PYTHON ?= python3
 TENSORFLOW ?= tensorflow-cpu  # x86-64 Linux; elsewhere: make install TENSORFLOW=tensorflow
@@ -54,6 +54,9 @@ build/interop5/.installed: Makefile
 cost: $(INSTALLED) ## Measure memory and time of conversions at base size (by hand; needs 2 GB of disk)
 	rm -rf build/cost
 	$(BIN)/python -m tools.conversion_cost build/cost
+
+faults: $(INSTALLED) ## Try every fault at every system call of a save, kills, races and readers (long; by hand; needs strace)
+	$(BIN)/python -m tools.fault_injection
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff format --check .

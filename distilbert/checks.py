@@ -18,6 +18,7 @@ Values = Callable[[Any], "np.ndarray[Any, Any] | None"]
 Shape = tuple[int | None, ...]
 
 IGNORE = -100  # the label of a position that does not count
+_WEIGHT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 NO_TOKEN_TYPES = "token_type_ids is not an argument: DistilBERT has no token types. Drop it from the inputs."  # noqa: S105
 ARGUMENTS = (
@@ -188,13 +189,17 @@ def check_weights(
 
     Raises:
         ValueError: names what is missing, unknown, of a wrong shape, or not what it is tied to.
+        TypeError: names what is not an array of floating-point numbers.
     """
     missing, unknown = sorted(shapes.keys() - weights.keys() - {*tied}), sorted(weights.keys() - shapes.keys())
     if missing or unknown:
         raise ValueError(f"weights must be those of the model; missing: {missing[:5]}, unknown: {unknown[:5]}.")
-    for name in weights:
-        if weights[name].shape != shapes[name]:
-            raise ValueError(f"{name} must have the shape {shapes[name]}, got {weights[name].shape}.")
+    for name, array in weights.items():
+        dtype = str(getattr(array, "dtype", type(array).__name__))
+        if dtype not in _WEIGHT_DTYPES:
+            raise TypeError(f"{name} must be an array of {', '.join(_WEIGHT_DTYPES)}, got {dtype}.")
+        if array.shape != shapes[name]:
+            raise ValueError(f"{name} must have the shape {shapes[name]}, got {array.shape}.")
     for name in tied:
         if name in weights and not np.array_equal(weights[name], weights[source]):
             raise ValueError(f"{name} must equal {source}, to which tie_word_embeddings ties it.")

@@ -14,7 +14,6 @@ from distilbert import weight_map
 from distilbert.checkpoint import hdf5, msgpack, safely, safetensors
 from distilbert.checkpoint.folder import FORMATS, REFERENCE_FORMATS
 from distilbert.checkpoint.opening import open_checkpoint
-from distilbert.checkpoint.publishing import new_folder
 from distilbert.checkpoint.tensors import TensorInfo
 from distilbert.config import DistilBertConfig
 from distilbert.errors import CheckpointError
@@ -162,18 +161,6 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
             module.write(target, names, lambda name: broken(name.removeprefix("layer/")))
         assert target.read_bytes() == before
         assert [p.name for p in tmp_path.iterdir()] == [target.name]
-
-
-def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "out") as folder:
-        (folder / "half").write_text("x")
-        raise RuntimeError
-    assert not list(tmp_path.iterdir())
-    with new_folder(tmp_path / "out") as folder:
-        (folder / "whole").write_text("x")
-    assert (tmp_path / "out" / "whole").read_text() == "x"
-    with pytest.raises(CheckpointError, match="exists already"), new_folder(tmp_path / "out"):
-        pass
 
 
 @pytest.mark.parametrize("head", weight_map.HEADS)

@@ -8,7 +8,6 @@ their bytes are then read here. So links to files, external storage, virtual dat
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -19,7 +18,7 @@ import numpy as np
 
 from distilbert.checkpoint import safely
 from distilbert.checkpoint.tensors import DTYPES, Array, StoredTensors, TensorInfo, is_possible, read_array
-from distilbert.errors import CheckpointError, escape
+from distilbert.errors import CheckpointError
 from distilbert.optional import require
 
 MAX_DEPTH = 12
@@ -132,8 +131,11 @@ def write(path: Path, info: Mapping[str, TensorInfo], read_one: Callable[[str], 
 def create(path: Path) -> Generator[Any]:
     """A new h5py file to fill, which takes the place of `path` when it is complete."""
     h5py = require("h5py", extra="formats", needed_for=f"Writing a {path.name} file")
-    with safely.write_file(path) as temporary, _closed(h5py.File(temporary, "w")) as file:
-        yield file
+    with safely.write_file(path) as temporary, _PatientFile(temporary, "w+") as raw:
+        with h5py.File(raw, "w") as file:
+            yield file
+        if raw.error is not None:
+            raise raw.error
 
 
 def write_dataset(file: Any, name: str, array: Array) -> None:
@@ -143,14 +145,26 @@ def write_dataset(file: Any, name: str, array: Array) -> None:
         dataset.attrs["dtype"] = "bfloat16"
 
 
-@contextlib.contextmanager
-def _closed(file: Any) -> Generator[Any]:
-    """Close the file at the end; what HDF5 raises on a full disk, a RuntimeError among others, is an OSError here."""
-    try:
-        with file:
-            yield file
-    except RuntimeError as error:
-        raise OSError(errno.EIO, f"HDF5 could not write: {escape(str(error), 80)}") from None
+class _PatientFile(io.FileIO):
+    """A file that keeps the first error to itself: HDF5 ends the process when it cannot write what it still holds."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        rest = memoryview(data).cast("B")
+        while rest and self.error is None:
+            try:
+                rest = rest[super().write(rest) :]  # the system may take a part
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
 
 
 def _write_names(group: Any, attribute: str, names: list[str]) -> None:

@@ -6,9 +6,11 @@ files themselves, all of them show here. The digests are those of `sha256sum`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -37,7 +39,11 @@ Manifest = Mapping[str, FileDigest]  # by path below the folder, parts joined by
 def digest(path: Path) -> FileDigest:
     """Size and sha256 of a file."""
     with safely.open_checked(path) as file:
-        return FileDigest(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        return FileDigest(os.fstat(file.fileno()).st_size, _sha256(file))
+
+
+def _sha256(file: io.BufferedReader) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write(folder: Path, names: Iterable[str], kept: Manifest | None = None) -> None:
@@ -54,9 +60,12 @@ def read(folder: Path) -> Manifest | None:
         CheckpointError: it is not one, or of a version that we do not know.
     """
     path = folder / MANIFEST_FILE
-    if not os.path.lexists(path):
+    try:
+        values = safely.read_json(path, _MAX_BYTES)
+    except CheckpointError as error:
+        if error.kind != "NotFound" or path.is_symlink():
+            raise
         return None
-    values = safely.read_json(path, _MAX_BYTES)
     if values.get("version") != _VERSION:
         raise CheckpointError(path, "VersionUnsupported", f"has version {values.get('version')!r}, not {_VERSION}")
     files = values.get("files")
@@ -87,10 +96,23 @@ def is_below(name: str) -> bool:
 
 def files(folder: Path) -> list[str]:
     """Every file below `folder` but the manifest, by its path, parts joined by /."""
-    found = (
-        (Path(place) / name).relative_to(folder).as_posix() for place, _, names in os.walk(folder) for name in names
-    )
-    return [name for name in found if name != MANIFEST_FILE]
+    found = [below / name for below, names in walk(folder) for name in names if (folder / below / name).is_file()]
+    return [path.as_posix() for path in found if path != Path(MANIFEST_FILE)]
+
+
+def walk(folder: Path, *, vanishing: bool = False) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder in `folder`, itself first, by its path below, with the names of what is not a folder in it.
+
+    `vanishing`: folders that another process removes meanwhile are no error.
+    """
+
+    def fail(error: OSError) -> None:  # os.walk would leave out what it cannot list
+        if not (vanishing and isinstance(error, FileNotFoundError)):
+            raise error
+
+    for place, folders, names in os.walk(folder, onerror=fail):
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        yield Path(place).relative_to(folder), [*names, *links]
 
 
 def differences(folder: Path, manifest: Manifest, skip: Container[str] = ()) -> list[CheckpointError]:
@@ -101,15 +123,17 @@ def differences(folder: Path, manifest: Manifest, skip: Container[str] = ()) -> 
 
 def _difference(path: Path, wanted: FileDigest) -> CheckpointError | None:
     try:
-        found = digest(path)
+        with safely.open_checked(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            sha256 = _sha256(file) if size == wanted.size else ""  # a file may have grown without end
     except CheckpointError as error:
         if error.kind != "NotFound":
             return error
         return CheckpointError(path, "IncompleteSave", f"is missing, though {MANIFEST_FILE} lists it; {_REMEDY}")
-    if found.size != wanted.size:
-        detail = f"has {found.size} bytes, not the {wanted.size} that {MANIFEST_FILE} lists; {_REMEDY}"
+    if size != wanted.size:
+        detail = f"has {size} bytes, not the {wanted.size} that {MANIFEST_FILE} lists; {_REMEDY}"
         return CheckpointError(path, "IntegrityMismatch", detail)
-    if found.sha256 != wanted.sha256.lower():
+    if sha256 != wanted.sha256:
         return CheckpointError(path, "IntegrityMismatch", f"has other bytes than {MANIFEST_FILE} lists; {_REMEDY}")
     return None
 
@@ -123,16 +147,41 @@ def read_whole(folder: Path, read_files: Callable[[], Result], skip: Container[s
         CheckpointError: IntegrityMismatch or IncompleteSave, or what `read_files` raises.
     """
     for _ in range(_ATTEMPTS):
-        before = read(folder)
-        try:
-            result = read_files()
-            wrong = differences(folder, before, skip) if before is not None else []
-            if wrong:
-                raise wrong[0]
-        except DistilBertError:
-            if read(folder) == before:
-                raise
-        else:
-            if read(folder) == before:
-                return result
+        with _watched(folder / MANIFEST_FILE) as is_same:
+            try:
+                wrong = differences(folder, read(folder) or {}, skip)
+                if wrong:
+                    raise wrong[0]
+                result = read_files()
+            except DistilBertError:
+                if is_same():
+                    raise
+            else:
+                if is_same():
+                    return result
     raise CheckpointError(folder, "IncompleteSave", "is replaced faster than it can be read; wait for its writer")
+
+
+@contextlib.contextmanager
+def _watched(path: Path) -> Generator[Callable[[], bool]]:
+    """Tell whether `path` still is the file that it was, or still missing. Every save makes a new file.
+
+    Equal bytes would not do: between two looks a folder can change twice. While the file is open, no other has its
+    number.
+    """
+    try:
+        file = safely.open_checked(path)
+    except CheckpointError as error:
+        if error.kind != "NotFound":
+            raise
+        yield lambda: not path.exists()
+        return
+    with file:
+        yield lambda: _is_at(path, file)
+
+
+def _is_at(path: Path, file: io.BufferedReader) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
