@@ -10,6 +10,7 @@ INSTALLED := .venv/.installed
 SOURCE := build/source/.fetched
 FORMATS := safetensors tf-h5 flax-msgpack
 FOLDERS := $(FORMATS:%=build/minilm/%)
+PEERS := interop4 interop5 interop-keras-hub
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export KERAS_BACKEND := tensorflow
@@ -33,16 +34,23 @@ conformance: $(INSTALLED) ## Hold every head, loss, gradient and training step t
 vectors: $(INSTALLED) ## Write golden vectors for ports in other languages into build/vectors
 	$(BIN)/python -m conformance vectors build/vectors
 
-interop: $(FOLDERS) build/interop4/.installed build/interop5/.installed ## Show that the reference systems read what we write (long; by hand)
+interop: $(FOLDERS) $(PEERS:%=build/%/.installed) ## Show that the reference systems read what we write (long; by hand)
 	rm -rf build/interop/folders
 	$(BIN)/python -m tools.interop_folders build/interop/folders
 	build/interop4/bin/python tools/interop.py
 	build/interop5/bin/python tools/interop.py --sentence-transformers --ctranslate2
+	build/interop-keras-hub/bin/python -m tools.interop_keras_hub
 
 build/interop4/.installed: Makefile
 	$(PYTHON) -m venv build/interop4
 	build/interop4/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==4.57.6 \
 	  tensorflow-cpu==2.21.* tf-keras==2.21.* jax==0.10.2 flax==0.12.8
+	touch $@
+
+build/interop-keras-hub/.installed: Makefile
+	$(PYTHON) -m venv build/interop-keras-hub
+	build/interop-keras-hub/bin/pip install --quiet --disable-pip-version-check keras-hub==0.32.0 keras==3.15.1 \
+	  tensorflow-cpu==2.21.* tensorflow-text -e '.[formats]'
 	touch $@
 
 build/interop5/.installed: Makefile

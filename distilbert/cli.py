@@ -21,7 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from distilbert import __version__
-from distilbert.backends import BACKENDS, check_backends, installed_backends
+from distilbert.backends import BACKENDS, check_backends, installed_backends, load_backend
 from distilbert.checkpoint import manifest, safely
 from distilbert.checkpoint.folder import WRITABLE
 from distilbert.checkpoint.loading import some
@@ -198,10 +198,12 @@ def parity(
         safely.check_writable(json)
     lines = None if texts is None else read_texts(texts)
     try:
-        with show_progress("Comparing") as advance:
-            report = compare(folders, names, texts=lines, dtype=dtype, progress=advance)
+        for name in names:
+            load_backend(name)
     except MissingDependencyError as error:
         raise ImportError(f"{error} Or choose what to compare: --backends {','.join(BACKENDS)}.") from None
+    with show_progress("Comparing") as advance:
+        report = compare(folders, names, texts=lines, dtype=dtype, progress=advance)
     _print_parity(Console(), report)
     if json is not None:
         safely.write_json(json, report.to_dict())

@@ -30,7 +30,7 @@ from distilbert.checkpoint.sentence_transformers import is_sentence_folder
 from distilbert.checkpoint.tensors import raw_bytes
 from distilbert.config import DistilBertConfig
 from distilbert.errors import DataError, TokenizerError
-from distilbert.tokenization import TOKENIZER_FILES
+from distilbert.tokenization import has_tokenizer
 from distilbert.tokenization.fast import DistilBertTokenizerFast
 
 Batch = Mapping[str, NDArray[np.int64]]
@@ -234,7 +234,7 @@ def make_batches(
     A batch has at most `rows` texts. A folder without a tokenizer gets token ids drawn from a fixed seed instead, in
     the same ragged shape.
     """
-    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         if texts is not None:
             raise DataError(f"{folder}: has no tokenizer, so texts cannot be used.")
         batch = _random_batch(config)

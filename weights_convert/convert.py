@@ -9,24 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distilbert.checkpoint import keras_hub, safely
+from distilbert.checkpoint import safely
 from distilbert.checkpoint.folder import check_format
 from distilbert.checkpoint.loading import LoadReport
-from distilbert.checkpoint.manifest import MANIFEST_FILE, read_whole
+from distilbert.checkpoint.manifest import MANIFEST_FILE
 from distilbert.checkpoint.opening import open_source
 from distilbert.checkpoint.publishing import new_folder
 from distilbert.checkpoint.saving import write_checkpoint
-from distilbert.checkpoint.sentence_transformers import is_sentence_folder
+from distilbert.checkpoint.sentence_transformers import SETTINGS_FILE, is_sentence_folder
 from distilbert.checkpoint.tensors import check_dtype
 from distilbert.config import MAX_CONFIG_BYTES
 from distilbert.errors import CheckpointError
 from distilbert.parity import ParityReport
 from distilbert.tokenization import OPTIONS_FILE, TOKENIZER_FILES
-from weights_convert.keras_hub import has_preset_tokenizer, pack_tokenizer, unpack_tokenizer
+from weights_convert.keras_hub import is_preset_folder, pack_tokenizer, unpack_tokenizer
 from weights_convert.student import Student
 from weights_convert.verification import check_bits, check_parity
 
-_SENTENCE_FILE = "config_sentence_transformers.json"
 _MAX_COPIED_BYTES = 128 << 20
 
 
@@ -76,7 +75,7 @@ def convert(
     safely.check_folder(source)
     if destination.resolve().is_relative_to(source.resolve()):
         raise CheckpointError(destination, "DestinationExists", f"lies in the source folder {source}; choose another")
-    checkpoint = read_whole(source, lambda: open_source(source, dtype=dtype))
+    checkpoint = open_source(source, dtype=dtype)
     encoder, pooling = checkpoint.path.parent, checkpoint.settings["pooling"]
     weights = checkpoint if layers is None else Student(checkpoint, layers)
     if progress is not None:
@@ -85,10 +84,10 @@ def convert(
         settings = pooling if is_sentence_folder(source) else None
         write_checkpoint(folder, to, weights.head, weights.config, weights, settings, shard_size=shard_size)
         for place in dict.fromkeys((encoder, source)):
-            _copy_files(place, folder, (_SENTENCE_FILE,))
-            if target.module is keras_hub:
+            _copy_files(place, folder, (SETTINGS_FILE,))
+            if target.is_preset:
                 pack_tokenizer(place, folder, weights.config)
-            elif has_preset_tokenizer(place):
+            elif is_preset_folder(place):
                 unpack_tokenizer(place, folder, weights.config)
             else:
                 _copy_files(place, folder, TOKENIZER_FILES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from distilbert.checkpoint.opening import open_source
 from distilbert.checkpoint.sentence_transformers import is_sentence_folder, read_pooling
 from distilbert.checkpoint.tensors import TensorInfo
 from distilbert.config import DistilBertConfig
-from distilbert.errors import DistilBertError
+from distilbert.errors import CheckpointError, DistilBertError
 
 DIMENSIONS = ("vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim", "num_labels")
 FITS, ABSENT = "fits", "absent"
@@ -31,7 +32,7 @@ class Inspection:
     config: DistilBertConfig | None
     dtypes: tuple[str, ...]
     tensors: dict[str, TensorInfo]  # by stored name
-    files: dict[str, FileDigest]  # every file of the folder
+    files: dict[str, FileDigest]  # every file that lies in the folder
     manifest: str  # "fits", "absent", or what is wrong
     problem: str
 
@@ -54,11 +55,16 @@ def inspect(folder: Path) -> Inspection:
     Raises:
         CheckpointError: there are no weights in it, or their file is broken.
     """
-    weights = open_weights(read_pooling(folder).encoder)
-    config, head, problem = None, "", ""
+    place = read_pooling(folder)
+    weights = open_weights(place.encoder)
+    tensors = dict(weights.stored.info)
+    if place.dense is not None:
+        dense = open_weights(place.dense.path).stored.info
+        tensors |= {f"{place.dense.path.name}/{name}": entry for name, entry in dense.items()}
+    config, head, layout, problem = None, "", weights.layout.name, ""
     try:
         checkpoint = open_source(folder)
-        config, head = checkpoint.config, checkpoint.head
+        config, head, layout = checkpoint.config, checkpoint.head, checkpoint.layout.name
     except DistilBertError as error:
         problem = str(error)
     if is_sentence_folder(folder) and head:
@@ -66,20 +72,32 @@ def inspect(folder: Path) -> Inspection:
     return Inspection(
         folder=str(folder),
         format=weights.format.name,
-        layout=weights.layout.name,
+        layout=layout,
         head=head,
         config=config,
-        dtypes=tuple(sorted({entry.dtype for entry in weights.stored.info.values()})),
-        tensors=dict(weights.stored.info),
-        files={name: manifest.digest(folder / name) for name in sorted(manifest.files(folder))},
+        dtypes=tuple(sorted({entry.dtype for entry in tensors.values()})),
+        tensors=tensors,
+        files=_digests(folder),
         manifest=_manifest_state(folder),
         problem=problem,
     )
 
 
+def _digests(folder: Path) -> dict[str, FileDigest]:
+    """Of every file that may be opened: what leads out of the folder has none."""
+    found: dict[str, FileDigest] = {}
+    for name in sorted(manifest.files(folder)):
+        with contextlib.suppress(CheckpointError):
+            found[name] = manifest.digest(folder / name)
+    return found
+
+
 def _manifest_state(folder: Path) -> str:
-    listed = manifest.read(folder)
+    try:
+        listed = manifest.read(folder)
+        wrong = manifest.differences(folder, listed or {})
+    except CheckpointError as error:
+        return str(error)
     if listed is None:
         return ABSENT
-    wrong = manifest.differences(folder, listed)
     return FITS if not wrong else f"{MANIFEST_FILE} does not fit: {wrong[0]}"

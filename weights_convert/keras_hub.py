@@ -9,15 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from distilbert.checkpoint import keras_hub_config, safely
-from distilbert.config import DistilBertConfig
+from distilbert.config import CONFIG_FILE, MAX_CONFIG_BYTES, DistilBertConfig
 from distilbert.errors import TokenizerError
-from distilbert.tokenization import OPTIONS_FILE, PRESET_VOCABULARY_FILE, TOKENIZER_FILE, VOCABULARY_FILE
+from distilbert.tokenization import OPTIONS_FILE, PRESET_VOCABULARY_FILE, VOCABULARY_FILE, has_tokenizer
 from distilbert.tokenization.fast import DistilBertTokenizerFast
 
 
-def has_preset_tokenizer(folder: Path) -> bool:
-    """Whether `folder` has the vocabulary of a KerasHub preset."""
-    return (folder / PRESET_VOCABULARY_FILE).is_file()
+def is_preset_folder(folder: Path) -> bool:
+    """Whether `folder` is a KerasHub preset."""
+    path = folder / CONFIG_FILE
+    return path.is_file() and keras_hub_config.is_preset(safely.read_json(path, MAX_CONFIG_BYTES))
 
 
 def pack_tokenizer(source: Path, preset: Path, config: DistilBertConfig) -> None:
@@ -26,7 +27,7 @@ def pack_tokenizer(source: Path, preset: Path, config: DistilBertConfig) -> None
     Raises:
         TokenizerError: it is broken, or KerasHub cannot express it.
     """
-    if not any((source / name).is_file() for name in (TOKENIZER_FILE, VOCABULARY_FILE)):
+    if not has_tokenizer(source):
         return
     tokenizer = DistilBertTokenizerFast.from_pretrained(source)
     safely.write_text(preset / PRESET_VOCABULARY_FILE, "".join(f"{token}\n" for token in _tokens(source, tokenizer)))
@@ -50,11 +51,13 @@ def _tokens(source: Path, tokenizer: DistilBertTokenizerFast) -> list[str]:
 
 
 def unpack_tokenizer(preset: Path, destination: Path, config: DistilBertConfig) -> None:
-    """Write the tokenizer of `preset` as vocab.txt and tokenizer_config.json.
+    """Write the tokenizer of `preset`, if it has one, as vocab.txt and tokenizer_config.json.
 
     Raises:
         TokenizerError: it is broken, or not DistilBERT's.
     """
+    if not (preset / PRESET_VOCABULARY_FILE).is_file():
+        return
     tokenizer = DistilBertTokenizerFast.from_pretrained(preset)
     vocabulary = safely.read_bytes(preset / PRESET_VOCABULARY_FILE, safely.MAX_JSON_BYTES)
     (destination / VOCABULARY_FILE).write_bytes(vocabulary)

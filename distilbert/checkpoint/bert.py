@@ -43,6 +43,7 @@ _HEADS = {  # of the classes that compute the same; others keep the encoder only
     "BertForTokenClassification": "DistilBertForTokenClassification",
     "BertForQuestionAnswering": "DistilBertForQuestionAnswering",
 }
+_ENCODER = "DistilBertModel"
 # What must hold of a BERT for DistilBERT's equations to be its own, with BERT's default.
 _REQUIRED = {
     "layer_norm_eps": (LAYER_NORM_EPS, LAYER_NORM_EPS),
@@ -74,14 +75,15 @@ def _find_head(values: Mapping[str, Any]) -> str:
         plain = str(name).removeprefix("TF").removeprefix("Flax")
         if plain in _HEADS:
             return _HEADS[plain]
-    return "DistilBertModel"
+    return _ENCODER
 
 
 class BertCheckpoint(Checkpoint):
     """A BERT read as DistilBERT: canonical names, token-type row 0 folded into the positions."""
 
     def __init__(self, folder: Path, config: DistilBertConfig, head: str, **options: Any) -> None:
-        super().__init__(folder, config, head, layouts=weight_map.BERT, **options)
+        headless = config.extra.get("architectures") == [_ENCODER]  # what it has above computes something else
+        super().__init__(folder, config, head, layouts=weight_map.BERT, headless=headless, **options)
         accepted = {*weight_map.token_types(config).accepted_names(self.layout)}
         self._token_types = [stored for stored, plain in self._plain_names.items() if plain in accepted]
         self._check_token_types()
@@ -90,8 +92,12 @@ class BertCheckpoint(Checkpoint):
         array = super().__getitem__(name)
         if name != weight_map.POSITION_EMBEDDINGS:
             return array
-        folded = self._read(name).astype(np.float64) + self._token_type_row().astype(np.float64)
-        return folded.astype(array.dtype)
+        with np.errstate(over="ignore"):
+            folded = (self._read(name).astype(np.float64) + self._token_type_row()).astype(array.dtype)
+        if not is_finite(folded):
+            detail = f"has sums of {name!r} and token type 0 that {array.dtype.name} cannot hold; choose another dtype"
+            raise CheckpointError(self.path, "NonFinite", detail)
+        return folded
 
     def _check_token_types(self) -> None:
         """There is a token-type table, and its row 0 fits."""

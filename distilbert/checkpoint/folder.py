@@ -51,12 +51,17 @@ class Format:
 
     def holds(self, head: str) -> bool:
         """Whether a folder of this format can hold the class `head`."""
-        return self.module is not keras_hub or head in keras_hub_config.CLASSES
+        return not self.is_preset or head in keras_hub_config.CLASSES
+
+    @property
+    def is_preset(self) -> bool:
+        """Whether its folders are KerasHub presets, whose JSON files are others too."""
+        return self.module is keras_hub
 
     @property
     def shardable(self) -> bool:
         """Whether it is written in parts; the reference's h5 parts have another layout than the whole, of its own."""
-        return self.module not in (hdf5, keras_hub)
+        return self.module is not hdf5 and not self.is_preset
 
     def check_shard_size(self, shard_size: int | None) -> None:
         """Refuse a shard size for a format that is written whole.
@@ -79,7 +84,7 @@ FORMATS = {
     )
 }
 WRITABLE = list(FORMATS)
-REFERENCE_FORMATS = [name for name, entry in FORMATS.items() if entry.module is not keras_hub]  # these hold any model
+REFERENCE_FORMATS = [name for name, entry in FORMATS.items() if not entry.is_preset]  # these hold any model
 
 
 class Weights(NamedTuple):

@@ -72,7 +72,7 @@ _TASKS = {
         fields=("num_classes", "activation", "hidden_dim", "dropout"),
     ),
 }
-TASK_FILES = (TASK_FILE, TASK_WEIGHTS_FILE)
+TASK_FILES = (TASK_FILE, TASK_WEIGHTS_FILE, PREPROCESSOR_FILE)
 CLASSES = ("DistilBertModel", "DistilBertForSentenceEmbedding", *(task.head for task in _TASKS.values()))
 
 

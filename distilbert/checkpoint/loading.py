@@ -29,7 +29,6 @@ from distilbert.weight_map import Layout, TensorSpec
 
 _SHOWN = 4  # names of a list, in a line for people
 MAX_MADE = 1 << 24  # numbers of a table that a file lacks: a few bytes of config.json must not ask for gigabytes
-LABEL_FIELDS = ("num_labels", "id2label")  # an override of these asks for a head of its own
 
 
 @dataclass(frozen=True, eq=False, repr=False)  # equal to itself only: NNX hashes and prints what a module holds
@@ -100,6 +99,7 @@ class Checkpoint(LazyWeights):
         head: str,
         *,
         layouts: Mapping[str, Layout] | None = None,
+        headless: bool = False,
         dtype: str | None = None,
         strict: bool = True,
         new_head: bool = False,
@@ -108,6 +108,9 @@ class Checkpoint(LazyWeights):
     ) -> None:
         found = open_weights(folder)
         self.path, self._stored, self._plain_names = found.path, found.stored, found.plain_names
+        if layouts is not None and found.layout.name not in layouts:
+            detail = f"holds weights as {found.format.name} names them, where a folder of this kind has none"
+            raise CheckpointError(found.path, "VersionUnsupported", detail)
         self.layout = found.layout if layouts is None else layouts[found.layout.name]
         self.config, self.head, self.settings = config, head, dict(settings or {})
         self.specs = self._find_specs()
@@ -115,7 +118,9 @@ class Checkpoint(LazyWeights):
         self._progress: Callable[[int, int], None] | None = None
         self._read_names: set[str] = set()
         self._dense: DenseCheckpoint | None = None
-        self._plan = _make_plan(self._plain_names, self.layout, config, head, self.specs, new_head=new_head)
+        self._plan = _make_plan(
+            self._plain_names, self.layout, config, head, self.specs, new_head=new_head, headless=headless
+        )
         if new_head:
             self._replace_misshapen_head()
         self._refuse_misfits(self._plan.unexpected if strict else [])
@@ -275,13 +280,14 @@ def _make_plan(
     specs: dict[str, TensorSpec],
     *,
     new_head: bool,
+    headless: bool,
 ) -> _Plan:
     """Account for every stored name (given with its plain spelling in the layout) and every tensor of the class."""
     every = weight_map.all_specs(config) | specs
     known = {name: spec for spec in every.values() for name in spec.accepted_names(layout)}
     plan = _Plan({}, weight_map.tied(config, head), {}, {}, [], [])
     present = {known[plain].module.name for plain in plain_names.values() if plain in known}
-    if _holds_larger_head(head, present):
+    if headless or _holds_larger_head(head, present):
         wanted = {name for name, spec in specs.items() if spec.in_encoder}
     else:
         wanted = specs.keys()

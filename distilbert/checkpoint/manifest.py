@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -67,7 +67,8 @@ def read(folder: Path) -> Manifest | None:
             raise
         return None
     if values.get("version") != _VERSION:
-        raise CheckpointError(path, "VersionUnsupported", f"has version {values.get('version')!r}, not {_VERSION}")
+        detail = f"has version {values.get('version')!r}, not {_VERSION}; if it is not a checkpoint's, rename it"
+        raise CheckpointError(path, "VersionUnsupported", detail)
     files = values.get("files")
     if not isinstance(files, dict):
         raise CheckpointError(path, "HeaderInvalid", "has no map of files")
@@ -115,9 +116,11 @@ def walk(folder: Path, *, vanishing: bool = False) -> Iterator[tuple[Path, list[
         yield Path(place).relative_to(folder), [*names, *links]
 
 
-def differences(folder: Path, manifest: Manifest, skip: Container[str] = ()) -> list[CheckpointError]:
-    """What is wrong with the files of `folder` that the manifest lists, but for those in `skip`."""
-    found = [_difference(folder / name, wanted) for name, wanted in manifest.items() if name not in skip]
+def differences(
+    folder: Path, manifest: Manifest, concerns: Callable[[str], bool] = lambda _: True
+) -> list[CheckpointError]:
+    """What is wrong with the files of `folder` that the manifest lists and that concern the caller."""
+    found = [_difference(folder / name, wanted) for name, wanted in manifest.items() if concerns(name)]
     return [error for error in found if error is not None]
 
 
@@ -138,7 +141,9 @@ def _difference(path: Path, wanted: FileDigest) -> CheckpointError | None:
     return None
 
 
-def read_whole(folder: Path, read_files: Callable[[], Result], skip: Container[str] = ()) -> Result:
+def read_whole(
+    folder: Path, read_files: Callable[[], Result], concerns: Callable[[str], bool] = lambda _: True
+) -> Result:
     """What `read_files` reads from `folder`, whose files are those of one save: the one that the manifest lists.
 
     A folder that another process replaces meanwhile is read again. Without a manifest nothing is checked.
@@ -149,7 +154,7 @@ def read_whole(folder: Path, read_files: Callable[[], Result], skip: Container[s
     for _ in range(_ATTEMPTS):
         with _watched(folder / MANIFEST_FILE) as is_same:
             try:
-                wrong = differences(folder, read(folder) or {}, skip)
+                wrong = differences(folder, read(folder) or {}, concerns)
                 if wrong:
                     raise wrong[0]
                 result = read_files()

@@ -9,7 +9,6 @@ that a file has the bytes that flax gives it. Sources: flax/serialization.py and
 from __future__ import annotations
 
 import io
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from distilbert.checkpoint.tensors import (
     Array,
     StoredTensors,
     TensorInfo,
+    is_possible,
     raw_bytes,
     read_into,
 )
@@ -33,7 +33,6 @@ from distilbert.errors import CheckpointError
 MAX_DEPTH = 12
 MAX_ENTRIES = 2 * MAX_TENSORS  # of all maps together: each tensor in a map of its own
 MAX_NAME = 1000  # bytes of a name, so that a long key above many short ones does not multiply
-MAX_ELEMENTS = 1 << 40  # of a shape, zeros left out: NumPy cannot make an empty array of any shape
 CHUNK_BYTES = 1 << 30
 _CHUNKED = "__msgpack_chunked_array__"
 _ARRAY = 1  # extension code
@@ -197,7 +196,7 @@ class _Parser:
         if family == "array" and rank <= MAX_RANK:
             sizes = [self.header() for _ in range(rank)]
             shape = tuple(size for family, size in sizes if family == "uint")
-            if len(shape) == rank and _is_sensible(shape):
+            if len(shape) == rank and is_possible(shape):
                 return shape
         raise CheckpointError(self.path, "ShapeMismatch", f"gives {name!r} a wrong shape")
 
@@ -220,10 +219,6 @@ class _Parser:
     def take(self, count: int) -> bytes:
         """The next `count` bytes."""
         return safely.read_exactly(self.path, self.file, count)
-
-
-def _is_sensible(shape: tuple[int, ...]) -> bool:
-    return len(shape) <= MAX_RANK and math.prod(max(size, 1) for size in shape) <= MAX_ELEMENTS
 
 
 def _not_a_triple(path: Path, name: str) -> CheckpointError:
@@ -250,7 +245,7 @@ def _named(path: Path, name: str, node: _Node) -> Iterator[tuple[str, _Leaf]]:
 def _joined(path: Path, name: str, node: dict[str, _Node]) -> _Leaf:
     """A chunked array: `shape` and `chunks` are maps from "0", "1", ... to sizes and to flat arrays of one dtype."""
     shape, chunks = _listed(node.get("shape"), int), _listed(node.get("chunks"), _Leaf)
-    if len(node) == 3 and node[_CHUNKED] is True and shape is not None and _is_sensible(shape) and chunks:
+    if len(node) == 3 and node[_CHUNKED] is True and shape is not None and is_possible(shape) and chunks:
         info = TensorInfo(shape, chunks[0].info.dtype)
         pieces = tuple(piece for chunk in chunks for piece in chunk.pieces)
         flat = all(chunk.info.dtype == info.dtype and len(chunk.info.shape) == 1 for chunk in chunks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from distilbert.checkpoint.folder import find_weights, open_weights
 from distilbert.checkpoint.hub import find_folder
 from distilbert.checkpoint.loading import Checkpoint
 from distilbert.checkpoint.manifest import read_whole
-from distilbert.checkpoint.sentence_transformers import read_pooling
+from distilbert.checkpoint.sentence_transformers import SentenceFolder, read_pooling
 from distilbert.checkpoint.wanted import model_files
 from distilbert.config import CONFIG_FILE, MAX_CONFIG_BYTES, DistilBertConfig
 from distilbert.errors import CheckpointError, ConfigError
@@ -41,8 +42,8 @@ def open_checkpoint(
     """
     folder = find_folder(folder_or_hub_id, model_files, revision=revision, local_files_only=local_files_only)
 
-    def read_files() -> Checkpoint:
-        encoder, pooling, dense = read_pooling(folder)
+    def read_files(place: SentenceFolder) -> Checkpoint:
+        encoder, pooling, dense = place
         find_weights(encoder)
         stored, family = _read_family(encoder)
         config = stored.replace(**config_overrides)
@@ -59,7 +60,7 @@ def open_checkpoint(
             dense=dense if embeds else None,
         )
 
-    checkpoint = read_whole(folder, read_files, skip=TOKENIZER_FILES)
+    checkpoint = _read_whole(folder, read_files, lambda name: name not in TOKENIZER_FILES)
     made = [name for name in checkpoint.report.new if checkpoint.specs[name].module in weight_map.ABOVE]
     if made:
         text = f"{checkpoint.path}: new, with initial weights: {', '.join(made)}; train the model before you use it."
@@ -78,10 +79,29 @@ def open_source(folder: Path, *, dtype: str | None = None) -> Checkpoint:
     Raises:
         CheckpointError, ConfigError: as `open_checkpoint`.
     """
-    encoder, pooling, dense = read_pooling(folder)
-    find_weights(encoder)
-    config, family = _read_family(encoder)
-    return family(encoder, config, find_head(encoder, config), dtype=dtype, settings={"pooling": pooling}, dense=dense)
+
+    def read_files(place: SentenceFolder) -> Checkpoint:
+        encoder, pooling, dense = place
+        find_weights(encoder)
+        config, family = _read_family(encoder)
+        head = find_head(encoder, config)
+        return family(encoder, config, head, dtype=dtype, settings={"pooling": pooling}, dense=dense)
+
+    return _read_whole(folder, read_files, lambda _: True)
+
+
+def _read_whole(
+    folder: Path, read_files: Callable[[SentenceFolder], Checkpoint], concerns: Callable[[str], bool]
+) -> Checkpoint:
+    """What `read_files` makes of what lies in `folder`, held to its manifest, and to the encoder's own."""
+
+    def read_below() -> Checkpoint:
+        place = read_pooling(folder)
+        if place.encoder == folder:
+            return read_files(place)
+        return read_whole(place.encoder, lambda: read_files(place), concerns)
+
+    return read_whole(folder, read_below, concerns)
 
 
 def read_config(folder: Path) -> DistilBertConfig:

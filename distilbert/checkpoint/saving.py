@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from distilbert import weight_map
-from distilbert.checkpoint import keras_hub, keras_hub_config
+from distilbert.checkpoint import keras_hub_config
 from distilbert.checkpoint.folder import check_format, weight_files, write_config, write_weights
 from distilbert.checkpoint.publishing import updated_folder
-from distilbert.checkpoint.sentence_transformers import DENSE_FORMAT, DENSE_PLACE, write_pooling
+from distilbert.checkpoint.sentence_transformers import module_files, write_pooling
 from distilbert.checkpoint.tensors import Array, LazyWeights
 from distilbert.config import DistilBertConfig, PoolingConfig
 
@@ -26,7 +26,7 @@ def save_checkpoint(
 ) -> None:
     """Write a model of the class `head` as a checkpoint folder: all its files at once, or none.
 
-    Other files that the folder holds stay; MANIFEST.json lists what was written.
+    Other files that the folder holds stay, but for those of a former model; MANIFEST.json lists what was written.
 
     With the `pooling` of a sentence embedding, `weights` hold its dense layer too, which gets a folder of its own.
 
@@ -35,9 +35,8 @@ def save_checkpoint(
         ConfigError: a KerasHub preset cannot hold the model.
     """
     check_format(format)
-    if pooling is not None and pooling.dense is not None:
-        weight_files(folder / DENSE_PLACE, DENSE_FORMAT)  # none of another format
-    with updated_folder(folder, weight_files(folder, format)) as temporary:
+    stale = weight_files(folder, format) | module_files(folder)
+    with updated_folder(folder, stale) as temporary:
         write_checkpoint(temporary, format, head, config, weights, pooling, shard_size=shard_size)
 
 
@@ -54,8 +53,7 @@ def write_checkpoint(
     """Write the files of a checkpoint into a folder that is not in place yet."""
     target = check_format(format)
     target.check_shard_size(shard_size)
-    preset = target.module is keras_hub
-    if preset:
+    if target.is_preset:
         keras_hub_config.check_writable(config, head)
     tied = weight_map.tied(config, head)  # stored once, as the reference does
     specs = {name: spec for name, spec in weight_map.tensor_specs(config, head).items() if name not in tied}
@@ -67,5 +65,5 @@ def write_checkpoint(
     write_weights(folder, format, head, specs, dtypes, weights.__getitem__, shard_size)
     if pooling is not None:
         write_pooling(folder, config, pooling, dtypes, weights.__getitem__)
-    write = keras_hub_config.write_config if preset else write_config
+    write = keras_hub_config.write_config if target.is_preset else write_config
     write(folder, config, head, target.written_dtype(dtypes[weight_map.WORD_EMBEDDINGS]))

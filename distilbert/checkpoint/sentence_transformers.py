@@ -19,10 +19,11 @@ from distilbert.config import CONFIG_FILE, POOLING_MODES, DenseConfig, DistilBer
 from distilbert.errors import ConfigError
 from distilbert.weight_map import SENTENCE, dense_specs
 
-MODULES_FILE = "modules.json"
+MODULES_FILE, SETTINGS_FILE = "modules.json", "config_sentence_transformers.json"
 DENSE_PLACE, DENSE_FORMAT = "2_Dense", "safetensors"  # where the dense layer is written, and how
 LENGTH_FILES = ("sentence_bert_config.json", "sentence_distilbert_config.json")
 
+_PLACES = ("1_Pooling", DENSE_PLACE, "2_Normalize", "3_Normalize")  # of modules, where we write them
 _LEGACY_KEYS = {
     "mean": "pooling_mode_mean_tokens",
     "cls": "pooling_mode_cls_token",
@@ -64,6 +65,15 @@ class SentenceFolder(NamedTuple):
 def is_sentence_folder(folder: Path) -> bool:
     """Whether `folder` has a modules.json."""
     return os.path.lexists(folder / MODULES_FILE)
+
+
+def module_files(folder: Path) -> set[str]:
+    """The files in `folder` that make a sentence encoder of it, where we write them: a save must not leave old ones."""
+    found = {name for name in (MODULES_FILE, *LENGTH_FILES) if (folder / name).is_file()}
+    for place in (folder / name for name in _PLACES):
+        if place.is_dir() and not place.is_symlink():
+            found |= {f"{place.name}/{path.name}" for path in place.iterdir() if path.is_file()}
+    return found
 
 
 def read_pooling(folder: Path) -> SentenceFolder:
@@ -129,6 +139,8 @@ def _read_mode(path: Path) -> str:
     names = _CURRENT_NAMES | {key: mode for mode, key in _LEGACY_KEYS.items()}
     if len(cast("list[Any]", modes)) != 1 or str(modes[0]) not in names:
         raise ConfigError(f"{path}: pooling must be exactly one of {', '.join(POOLING_MODES)}, got {modes!r}.")
+    if values.get("include_prompt", True) is not True:
+        raise ConfigError(f"{path}: include_prompt must be true, got {values['include_prompt']!r}: prompts are tokens.")
     return names[str(modes[0])]
 
 
@@ -158,7 +170,11 @@ def _read_dense(folder: Path) -> tuple[DenseConfig, DenseFolder]:
 def _read_length(encoder: Path) -> int | None:
     for name in LENGTH_FILES:
         if (encoder / name).is_file():
-            return safely.read_json(encoder / name).get("max_seq_length")
+            values = safely.read_json(encoder / name)
+            if values.get("do_lower_case"):
+                detail = "do_lower_case must be false; let the tokenizer's own option lower the case"
+                raise ConfigError(f"{encoder / name}: {detail}.")
+            return values.get("max_seq_length")
     return None
 
 
@@ -169,11 +185,7 @@ def write_pooling(
     dtypes: Mapping[str, str],
     read_one: Callable[[str], Array],
 ) -> None:
-    """Write what lies beside the encoder in `folder`: settings, and the dense layer, read by canonical name.
-
-    Raises:
-        CheckpointError: the folder holds the dense layer in another format.
-    """
+    """Write what lies beside the encoder in `folder`: settings, and the dense layer, read by canonical name."""
     kinds = ["Transformer", "Pooling", *["Dense"] * (pooling.dense is not None), *["Normalize"] * pooling.normalize]
     places = {kind: f"{i}_{kind}" if i else "" for i, kind in enumerate(kinds)}
     modules = [

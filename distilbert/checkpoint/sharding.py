@@ -17,6 +17,7 @@ from distilbert.checkpoint.tensors import MAX_TENSORS, Array, StoredTensors, Ten
 from distilbert.errors import CheckpointError
 
 MAX_SHARDS = 1000
+_DIGITS = 5  # of a shard's number and count
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "": 1}
 
 
@@ -40,13 +41,15 @@ def index_file(file: str) -> str:
 def shard_file(file: str, number: int, count: int) -> str:
     """The name of a shard, counted from 1."""
     stem, suffix = os.path.splitext(file)  # noqa: PTH122 - a name, not a path
-    return f"{stem}-{number:05d}-of-{count:05d}{suffix}"
+    return f"{stem}-{number:0{_DIGITS}d}-of-{count:0{_DIGITS}d}{suffix}"
 
 
 def is_part(name: str, file: str) -> bool:
     """Whether `name` is the index or a shard of the checkpoint `file`."""
     stem, suffix = os.path.splitext(file)  # noqa: PTH122 - as above
-    return name == index_file(file) or (name.startswith(f"{stem}-") and "-of-" in name and name.endswith(suffix))
+    number, of, count = name.removeprefix(f"{stem}-").removesuffix(suffix).partition("-of-")
+    numbered = bool(of) and all(len(part) == _DIGITS and part.isdecimal() for part in (number, count))
+    return name == index_file(file) or (numbered and name == f"{stem}-{number}-of-{count}{suffix}")
 
 
 def read(path: Path, file: str, module: FileModule, from_index: Callable[[str], str]) -> StoredTensors:

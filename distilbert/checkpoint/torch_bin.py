@@ -9,7 +9,6 @@ Source of both layouts: torch/serialization.py.
 from __future__ import annotations
 
 import io
-import math
 import os
 import zipfile
 import zlib
@@ -23,16 +22,16 @@ from distilbert.checkpoint import safely, state_pickle, stored_zip
 from distilbert.checkpoint.state_pickle import Machine, Storage, Tensor
 from distilbert.checkpoint.tensors import (
     DTYPES,
-    MAX_RANK,
+    MAX_ELEMENTS,
     Array,
     StoredTensors,
     TensorInfo,
+    is_possible,
     raw_bytes,
     read_array,
 )
 from distilbert.errors import CheckpointError
 
-MAX_ELEMENTS = 1 << 40
 MAX_VIEWS = 4  # times the size of the file: what all tensors together may take; tied ones share their bytes
 CHUNK_BYTES = 1 << 20
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the layout before PyTorch 1.6
@@ -145,10 +144,10 @@ def _check_views(path: Path, tensors: Mapping[str, Tensor], file_size: int) -> N
     """Every tensor is a view that lies in its storage and has no element twice, and all of them take bounded time."""
     total = 0
     for name, tensor in tensors.items():
-        if len(tensor.shape) > MAX_RANK or len(tensor.shape) != len(tensor.strides):
+        if len(tensor.shape) != len(tensor.strides):
             raise CheckpointError(path, "ShapeMismatch", f"gives tensor {name!r} a wrong shape")
-        bounded = all(0 <= n < MAX_ELEMENTS for n in (tensor.offset, *tensor.shape, *tensor.strides))
-        if not bounded or math.prod(size or 1 for size in tensor.shape) >= MAX_ELEMENTS:
+        bounded = all(0 <= n < MAX_ELEMENTS for n in (tensor.offset, *tensor.strides))
+        if not bounded or not is_possible(tensor.shape):
             raise CheckpointError(path, "ShapeMismatch", f"gives tensor {name!r} a wrong shape")
         if _overlaps(tensor):
             raise CheckpointError(path, "DtypeUnsupported", f"holds tensor {name!r} as a view that overlaps itself")

@@ -14,14 +14,14 @@ from distilbert.checkpoint.hub import MissingFileError, Source, first_of
 from distilbert.checkpoint.keras_hub_config import METADATA_FILE, PREPROCESSOR_FILE
 from distilbert.checkpoint.manifest import MANIFEST_FILE
 from distilbert.checkpoint.manifest import read as read_manifest
-from distilbert.checkpoint.sentence_transformers import LENGTH_FILES, MODULES_FILE, read_modules
+from distilbert.checkpoint.sentence_transformers import LENGTH_FILES, MODULES_FILE, SETTINGS_FILE, read_modules
 from distilbert.config import CONFIG_FILE
 from distilbert.errors import CheckpointError
 from distilbert.tokenization import PRESET_VOCABULARY_FILE, TOKENIZER_FILE, TOKENIZER_FILES, VOCABULARY_FILE
 
 _PRESET_FILES = (METADATA_FILE, PREPROCESSOR_FILE, PRESET_VOCABULARY_FILE)  # of KerasHub
 _SMALL_FILES = (CONFIG_FILE, *TOKENIZER_FILES, *LENGTH_FILES, *_PRESET_FILES)
-_ROOT_FILES = (MODULES_FILE, "config_sentence_transformers.json")
+_ROOT_FILES = (MODULES_FILE, SETTINGS_FILE)
 _WITH_WEIGHTS = ("Transformer", "Dense")  # types of modules
 
 

@@ -211,7 +211,11 @@ class PretrainedModel(nnx.Module):
         return {name: self._parameter(spec) for name, spec in specs.items()}
 
     def save_pretrained(self, folder: str | os.PathLike[str], format: str = "safetensors") -> None:  # noqa: A002
-        """Write weights and config.json into `folder`: "safetensors", "tf-h5" or "flax-msgpack"."""
+        """Write weights and config.json into `folder`, all files at once, in a format of `distilbert convert`.
+
+        Raises:
+            CheckpointError: there is no such format, or the folder holds weights in another.
+        """
         head, weights = type(self).__name__, self.weights_by_name()
         save_checkpoint(Path(folder), format, head, self.config, weights, self._pooling())
 

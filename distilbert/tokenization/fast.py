@@ -19,7 +19,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
-from distilbert.checkpoint import safely
+from distilbert.checkpoint import manifest, safely
 from distilbert.checkpoint.hub import Source, find_folder, first_of
 from distilbert.errors import CheckpointError, DataError, TokenizerError
 from distilbert.tokenization import (
@@ -31,6 +31,7 @@ from distilbert.tokenization import (
 )
 
 SPECIAL_TOKENS = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
+_FILES = (*TOKENIZER_FILES, PRESET_VOCABULARY_FILE)
 UNLIMITED = 1 << 30  # tokenizer_config.json writes a huge number for "no limit"
 _CHARACTERS_PER_WORD = 100
 _MIN_LENGTH = 2
@@ -115,7 +116,7 @@ class DistilBertTokenizerFast:
         """
         folder = find_folder(folder_or_hub_id, _files, revision=revision, local_files_only=local_files_only)
         try:
-            vocabulary, options = _read_folder(folder)
+            vocabulary, options = manifest.read_whole(folder, lambda: _read_folder(folder), _FILES.__contains__)
             return cls(vocabulary, **options)
         except (CheckpointError, TokenizerError) as error:
             named = str(error) if str(error).startswith(str(folder)) else f"{folder}: {error}"
@@ -178,7 +179,7 @@ class DistilBertTokenizerFast:
 
 def _files(source: Source) -> list[str]:
     """What a tokenizer needs of a model."""
-    return [first_of(source, TOKENIZER_FILE, VOCABULARY_FILE), *filter(source.has, TOKENIZER_FILES)]
+    return [first_of(source, TOKENIZER_FILE, VOCABULARY_FILE), *filter(source.has, _FILES)]
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, int], dict[str, Any]]:
