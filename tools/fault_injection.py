@@ -97,7 +97,7 @@ def nothing(_: Path) -> None:
 def cases(source: Path) -> Iterator[Case]:
     """Every format, whole and in shards, saved and converted, by exchange and file by file."""
     save(source, 1)
-    (source / "vocab.txt").write_text("[PAD]\n[UNK]\n")
+    (source / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
     for name in WRITABLE:
         yield Case(f"save {name}", lambda f, n=name: old(f, n), lambda f, n=name: save(f, 1, n))
         yield Case(f"convert to {name}", nothing, lambda f, n=name: convert(source, f, to=n))
