@@ -1,7 +1,10 @@
 """What several test files share."""
 
 import contextlib
+import functools
 import io
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +59,15 @@ def run_python(*arguments, timeout=300, **options):
     return subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False, **options
     )
+
+
+@functools.cache
+def find_strace():
+    """The command, if it is there and the system lets it trace; None otherwise, as in some containers."""
+    strace = shutil.which("strace")
+    if strace is None or subprocess.run([strace, "-f", "-o", os.devnull, "true"], check=False).returncode != 0:
+        return None
+    return strace
 
 
 def run_cli(*arguments, main=main):

@@ -634,7 +634,7 @@ def test_too_many_members_are_refused_by_their_count(count, tmp_path):
         start = time.process_time()
         assert peak(lambda: refuse(tmp_path / "bin")) < 1_000_000
         assert refuse(tmp_path / "bin").kind == "ResourceLimit"
-        assert time.process_time() - start < 2
+        assert time.process_time() - start < 8
 
 
 def other_keys(pickles, old, new):

@@ -17,6 +17,7 @@ from distilbert.checkpoint.tensors import MAX_TENSORS, Array, StoredTensors, Ten
 from distilbert.errors import CheckpointError
 
 MAX_SHARDS = 1000
+MAX_INDEX_BYTES = 8 << 20  # 50 000 tensors take 5 MiB
 _DIGITS = 5  # of a shard's number and count
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "": 1}
 
@@ -58,7 +59,7 @@ def read(path: Path, file: str, module: FileModule, from_index: Callable[[str], 
     Raises:
         CheckpointError: the index, or a shard, is not as the other says.
     """
-    index = safely.read_json(path)
+    index = safely.read_json(path, MAX_INDEX_BYTES)
     places = _places(path, index, os.path.splitext(file)[1], from_index)  # noqa: PTH122 - as above
     shards = {name: _open_shard(path.parent / name, module) for name in dict.fromkeys(places.values())}
     for name, shard in shards.items():

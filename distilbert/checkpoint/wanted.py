@@ -15,6 +15,7 @@ from distilbert.checkpoint.keras_hub_config import METADATA_FILE, PREPROCESSOR_F
 from distilbert.checkpoint.manifest import MANIFEST_FILE
 from distilbert.checkpoint.manifest import read as read_manifest
 from distilbert.checkpoint.sentence_transformers import LENGTH_FILES, MODULES_FILE, SETTINGS_FILE, read_modules
+from distilbert.checkpoint.sharding import MAX_INDEX_BYTES
 from distilbert.config import CONFIG_FILE
 from distilbert.errors import CheckpointError
 from distilbert.tokenization import PRESET_VOCABULARY_FILE, TOKENIZER_FILE, TOKENIZER_FILES, VOCABULARY_FILE
@@ -76,7 +77,7 @@ def _weight_files(source: Source, prefix: str) -> list[str]:
 
 
 def _shards(index: Path) -> list[str]:
-    places = safely.read_json(index).get("weight_map")
+    places = safely.read_json(index, MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(places, dict):
         raise CheckpointError(index, "HeaderInvalid", "has no weight_map of tensors to files")
     return sorted({str(name) for name in cast("dict[str, Any]", places).values()})
