@@ -386,10 +386,11 @@ class TestRefused:
             open_checkpoint(folder, HEAD)
         assert caught.value.kind == "UnsafePickle"
 
-    def test_a_second_format_of_the_layer(self, folder):
+    def test_a_former_layer_goes_in_whatever_format(self, folder):
         (folder / "2_Dense" / "model.safetensors").rename(folder / "2_Dense" / "pytorch_model.bin")
-        with pytest.raises(CheckpointError, match=r"holds pytorch_model\.bin; two weight files"):
-            model_of("pt").save_pretrained(folder)
+        model_of("pt").save_pretrained(folder)
+        assert {path.name for path in (folder / "2_Dense").iterdir()} == {"model.safetensors", "config.json"}
+        assert same(dict(open_checkpoint(folder, HEAD)), weights())
 
     def test_weights_of_another_width(self, backend):
         model = model_of(backend)
