@@ -215,15 +215,19 @@ def test_a_manifest_that_is_no_file_is_refused(folder, what, kind):
 
 
 def test_a_save_keeps_the_entries_of_what_it_leaves(folder):
-    """A plain encoder over a sentence folder: the pooling's files stay listed while they are there, damage included."""
-    (folder / "modules.json").unlink()
-    (folder / "sentence_bert_config.json").write_text("{}")
+    """A plain encoder over a sentence folder: files beside it stay listed while they are there, damage included."""
+    for name in ("notes.txt", "gone.txt"):
+        (folder / name).write_text("mine")
+    manifest.write(folder, manifest.files(folder))
+    (folder / "gone.txt").unlink()
+    (folder / "notes.txt").write_text("other")
     before = listed(folder)
     save(folder, head="DistilBertModel", seed=2)
     after = listed(folder)
-    assert before.keys() - after.keys() == {"modules.json"}
-    assert after["1_Pooling/config.json"] == before["1_Pooling/config.json"]
-    assert refused(folder).path == str(folder / "sentence_bert_config.json")
+    former = {"gone.txt", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json"}
+    assert before.keys() - after.keys() == former
+    assert after["notes.txt"] == before["notes.txt"]
+    assert refused(folder).path == str(folder / "notes.txt")
 
 
 def test_a_folder_that_is_replaced_while_it_is_read_is_read_again(folder):
