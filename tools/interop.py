@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ READERS: dict[str, dict[str, dict[str, Any]]] = {
     "TF": {"tf-h5": {}, "safetensors": {"from_pt": True}, "torch-bin": {"from_pt": True}},
     "Flax": {"flax-msgpack": {}, "flax-msgpack-parts": {}, "safetensors": {}, "torch-bin": {"from_pt": True}},
 }
+# Flax computes the sinusoidal table anew, so that a stored one, the same, is the only tensor without a use.
+COMPUTED = re.compile(r": \{\(('distilbert', )?'embeddings', 'position_embeddings', '(embedding|kernel|weight)'\)\}")
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
@@ -70,7 +73,8 @@ def outputs(model_class: Any, folder: Path, inputs: Arrays, options: dict[str, A
     if model_class.__name__.startswith("Flax"):
         with complaints() as lines:
             model = model_class.from_pretrained(folder, **options)
-        expect(lines, [], f"{model_class.__name__} from {folder}: complaints")
+        complained = [line for line in lines if not (model.config.sinusoidal_pos_embds and COMPUTED.search(line))]
+        expect(complained, [], f"{model_class.__name__} from {folder}: complaints")
         return {name: np.asarray(value) for name, value in model(**inputs).items()}
     model, info = model_class.from_pretrained(folder, output_loading_info=True, **options)
     named = [*info["missing_keys"], *info["unexpected_keys"], *info.get("mismatched_keys", [])]
