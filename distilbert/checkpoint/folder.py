@@ -49,10 +49,6 @@ class Format:
             return key.split("/", 1)[-1]  # without the model's name
         return key.replace("/", ".") if self.module is msgpack else key
 
-    def holds(self, head: str) -> bool:
-        """Whether a folder of this format can hold the class `head`."""
-        return not self.is_preset or head in keras_hub_config.CLASSES
-
     @property
     def is_preset(self) -> bool:
         """Whether its folders are KerasHub presets, whose JSON files are others too."""

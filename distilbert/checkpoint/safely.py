@@ -21,7 +21,6 @@ from typing import Any, NoReturn
 
 from distilbert.errors import CheckpointError, Kind, escape
 
-MAX_DEPTH_IN_SNAPSHOT = 3  # KerasHub's vocabulary lies in assets/tokenizer
 MAX_JSON_BYTES = 32 << 20  # a tokenizer.json of 120 000 tokens takes 6 MiB
 
 _KNOWN_STARTS: tuple[tuple[bytes, str], ...] = (

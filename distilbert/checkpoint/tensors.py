@@ -73,11 +73,6 @@ class StoredTensors(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self.info)
 
-    @property
-    def total_size(self) -> int:
-        """Number of bytes of all tensors."""
-        return sum(entry.size for entry in self.info.values())
-
 
 class LazyWeights(Mapping[str, Array], abc.ABC):
     """Canonical tensors that are read when they are indexed, and whose dtype is known before."""
