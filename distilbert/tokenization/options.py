@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from distilbert.errors import TokenizerError
+from distilbert.tokenization.checks import UNLIMITED, shown
 
 Side = Literal["left", "right"]
+SIDES: tuple[Side, ...] = ("left", "right")
 
 SPECIAL_NAMES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 CHARACTERS_PER_WORD = 100  # a longer word is unknown
+_LONGEST_TOKEN = 256  # characters of an added token: texts are searched for them at every place
 CONTINUATION = "##"  # begins a piece that is not the first of its word
-UNLIMITED = 1 << 30  # files write a huge number for "no limit"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,10 +42,31 @@ class AddedToken:
 
     def __post_init__(self) -> None:
         if not isinstance(self.content, str) or not self.content:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TokenizerError(f"an added token must be a text of at least one character, got {self.content!r}.")
+            raise TokenizerError(f"an added token must be a text of at least one character, got {shown(self.content)}.")
+        if len(self.content) > _LONGEST_TOKEN:
+            raise TokenizerError(
+                f"an added token must have at most {_LONGEST_TOKEN} characters, got {len(self.content)}."
+            )
+        check_token(self.content)
         for name in ("single_word", "lstrip", "rstrip", "normalized", "special"):
             if not isinstance(getattr(self, name), bool):
-                raise TokenizerError(f"{name} of an added token must be true or false, got {getattr(self, name)!r}.")
+                raise TokenizerError(
+                    f"{name} of an added token must be true or false, got {shown(getattr(self, name))}."
+                )
+        if (self.lstrip and self.content[0].isspace()) or (self.rstrip and self.content[-1].isspace()):
+            raise TokenizerError(f"an added token that takes whitespace along must not have it, got {self.content!r}.")
+
+
+def check_token(token: str) -> None:
+    """Refuse a token that is no valid Unicode.
+
+    Raises:
+        TokenizerError: it has a lone surrogate.
+    """
+    try:
+        token.encode()
+    except UnicodeEncodeError:
+        raise TokenizerError(f"a token must be valid Unicode, got {shown(token)}.") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +77,7 @@ class TokenizerOptions:
         do_lower_case: fold case.
         strip_accents: drop accents; None: if case is folded.
         tokenize_chinese_chars: make a word of each CJK ideograph.
-        model_max_length: the longest input in tokens, special tokens included; None: no limit.
+        model_max_length: the longest input in tokens, special tokens included; None, or a huge number: no limit.
         padding_side, truncation_side: where padding is put, and which end is cut.
         clean_up_tokenization_spaces: `decode` removes spaces before punctuation.
         split_special_tokens: treat special tokens in a text as text.
@@ -83,20 +106,27 @@ class TokenizerOptions:
     def __post_init__(self) -> None:
         for name in ("do_lower_case", "tokenize_chinese_chars", "clean_up_tokenization_spaces", "split_special_tokens"):
             self._check(name, isinstance(getattr(self, name), bool), "true or false")
-        self._check(
-            "strip_accents", self.strip_accents is None or isinstance(self.strip_accents, bool), "true or false"
-        )
+        strip: Any = self.strip_accents
+        self._check("strip_accents", strip is None or isinstance(strip, bool), "true, false or null")
         limit: Any = self.model_max_length
+        if isinstance(limit, int) and limit >= UNLIMITED:
+            limit = None
+            object.__setattr__(self, "model_max_length", None)
         self._check("model_max_length", limit is None or (type(limit) is int and limit >= 1), "a positive number")
         for name in ("padding_side", "truncation_side"):
-            self._check(name, getattr(self, name) in ("left", "right"), '"left" or "right"')
+            self._check(name, getattr(self, name) in SIDES, '"left" or "right"')
         for name in SPECIAL_NAMES:
             self._check(name, isinstance(getattr(self, name), str) and getattr(self, name) != "", "a text")
-        self._check("additional_special_tokens", isinstance(self.additional_special_tokens, tuple), "a tuple of texts")
+        more: Any = self.additional_special_tokens
+        if isinstance(more, list):
+            more = tuple(more)
+            object.__setattr__(self, "additional_special_tokens", more)
+        texts = isinstance(more, tuple) and all(isinstance(token, str) and token for token in more)
+        self._check("additional_special_tokens", texts, "a list of texts")
 
     def _check(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
-            raise TokenizerError(f"{name} must be {rule}, got {getattr(self, name)!r}.")
+            raise TokenizerError(f"{name} must be {rule}, got {shown(getattr(self, name))}.")
 
     def special_tokens(self) -> Iterator[str]:
         """Every special token, each once."""
