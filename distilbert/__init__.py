@@ -12,11 +12,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 _CORE = {
+    "AddedToken": "distilbert.tokenization.options",
     "CheckpointError": "distilbert.errors",
     "ConfigError": "distilbert.errors",
     "DataError": "distilbert.errors",
     "DenseConfig": "distilbert.config",
     "DistilBertConfig": "distilbert.config",
+    "DistilBertTokenizer": "distilbert.tokenization.slow",
     "DistilBertTokenizerFast": "distilbert.tokenization.fast",
     "MissingDependencyError": "distilbert.errors",
     "PoolingConfig": "distilbert.config",

@@ -29,7 +29,7 @@ from distilbert.checkpoint.opening import find_head, open_checkpoint, read_confi
 from distilbert.checkpoint.sentence_transformers import is_sentence_folder
 from distilbert.checkpoint.tensors import raw_bytes
 from distilbert.config import DistilBertConfig
-from distilbert.errors import DataError, TokenizerError
+from distilbert.errors import DataError
 from distilbert.tokenization import has_tokenizer
 from distilbert.tokenization.fast import DistilBertTokenizerFast
 
@@ -245,14 +245,9 @@ def make_batches(
     limit = config.max_position_embeddings
     longest = " ".join([TEXTS[2]] * limit)
     lines = [*TEXTS, longest] if texts is None else ["", longest, *texts]
-    ids = tokenizer.encode_batch(lines, truncation=True, max_length=limit)
-    highest = max(map(max, ids))
-    if highest >= config.vocab_size:
-        raise TokenizerError(
-            f"{folder}: the tokenizer gives the id {highest}, but the model's vocab_size is {config.vocab_size}."
-        )
+    ids = tokenizer(lines, truncation=True, max_length=limit)["input_ids"]
     for start in range(0, len(ids), rows):
-        yield tokenizer.pad(ids[start : start + rows])
+        yield tokenizer.pad({"input_ids": ids[start : start + rows]}, return_tensors="np")
 
 
 def _random_batch(config: DistilBertConfig) -> Batch:

@@ -15,12 +15,14 @@ from conformance import cases, goldens
 from distilbert.backends import load_backend
 from distilbert.checkpoint.folder import REFERENCE_FORMATS, WRITABLE
 from distilbert.cli import main
+from distilbert.tokenization.options import TokenizerOptions
 
 DATA = Path(__file__).parent / "data"
 REFERENCE_FOLDERS = [folder for folder in goldens.FOLDERS if folder.name.startswith("Model-")]  # the encoder's
 ROOT = Path(__file__).parent.parent
 ANY_MODEL = [name for name in WRITABLE if name in REFERENCE_FORMATS]  # formats to write that hold every model
 BACKENDS = ("pt", "tf", "flax")
+SPECIAL_TOKENS = tuple(TokenizerOptions().special_tokens())
 KERNELS = ("pt-eager", "pt-sdpa", "tf", "flax")  # backend, and attention kernel where there is a choice
 
 

@@ -269,7 +269,7 @@ def test_a_tokenizer_of_another_model_is_refused(tiny, minilm):
     shutil.copy(minilm / "safetensors" / "vocab.txt", tiny)
     code, _, err = run_cli("parity", tiny, "--backends", "pt")
     assert code == 2
-    assert "but the model's vocab_size is 99" in err
+    assert "the model knows only 99 (vocab_size in config.json)" in err
     assert err.count("\n") == 1
 
 

@@ -374,7 +374,7 @@ def test_texts_have_the_ids_of_keras_hub(name, tmp_path):
                        "tokenize_chinese_chars": True, "model_max_length": 12}  # fmt: skip
     assert not (tmp_path / "out" / "tokenizer.json").exists()  # Keras' is another file than transformers' of that name
     for folder in (PRESETS / name, tmp_path / "out"):
-        found = DistilBertTokenizerFast.from_pretrained(folder).encode_batch(arrays["texts"].tolist(), max_length=99)
+        found = DistilBertTokenizerFast.from_pretrained(folder)(arrays["texts"].tolist(), max_length=99)["input_ids"]
         assert [ids[1:-1] for ids in found] == [ids.tolist() for ids in wanted]
 
 
@@ -414,7 +414,7 @@ def test_a_tokenizer_is_packed_with_its_options(source, tmp_path, options, wante
     assert preprocessor["config"]["sequence_length"] == min(24, options.get("model_max_length", 24))
     convert(tmp_path / "out", tmp_path / "back", to="safetensors")
     for text in ("The cats' É [MASK]", "一cat"):
-        ids = [DistilBertTokenizerFast.from_pretrained(f).encode_batch([text]) for f in (folder, tmp_path / "back")]
+        ids = [DistilBertTokenizerFast.from_pretrained(f)([text])["input_ids"] for f in (folder, tmp_path / "back")]
         assert ids[0] == ids[1]
 
 

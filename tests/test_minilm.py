@@ -65,6 +65,6 @@ def test_parity_on_the_command_line(minilm, tmp_path):
 
 def test_tokenizer_on_real_texts(minilm):
     tokenizer = DistilBertTokenizerFast.from_pretrained(minilm / "safetensors")
-    batch = tokenizer(["", "Hello, wörld!"])
+    batch = tokenizer(["", "Hello, wörld!"], padding=True, return_tensors="np")
     assert batch["input_ids"].tolist() == [[101, 102, 0, 0, 0, 0], [101, 7592, 1010, 2088, 999, 102]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0, 0, 0, 0], [1] * 6]

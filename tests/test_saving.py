@@ -14,8 +14,7 @@ from distilbert.checkpoint.saving import save_checkpoint
 from distilbert.config import DenseConfig, PoolingConfig
 from distilbert.errors import CheckpointError, ConfigError, TokenizerError
 from distilbert.initialization import initial_weights
-from distilbert.tokenization.fast import SPECIAL_TOKENS
-from tests.support import DATA, run_cli
+from tests.support import DATA, SPECIAL_TOKENS, run_cli
 from weights_convert import convert
 
 SENTENCE = cases.SENTENCE

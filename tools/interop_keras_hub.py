@@ -78,7 +78,7 @@ def check_tokenizer(folder: Path) -> None:
     theirs = keras_hub.models.DistilBertTokenizer.from_preset(str(folder / "preset"))
     ours = DistilBertTokenizerFast.from_pretrained(folder / "source")
     ids = [[2, *np.asarray(theirs(text)).tolist(), 3] for text in TEXTS]
-    expect(ids, ours.encode_batch(TEXTS), "ids")
+    expect(ids, ours(TEXTS)["input_ids"], "ids")
     expect((folder / "preset" / "preprocessor.json").exists(), (folder / "preset" / "task.json").exists(), "files")
 
 
@@ -109,7 +109,7 @@ def check_real(folder: Path) -> None:
     same = [
         ids == row[kept].tolist()
         for ids, row, kept in zip(
-            ours.encode_batch(texts, truncation=True, max_length=length),
+            ours(texts, truncation=True, max_length=length)["input_ids"],
             inputs["token_ids"],
             inputs["padding_mask"].astype(bool),
             strict=True,

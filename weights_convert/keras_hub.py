@@ -13,6 +13,7 @@ from distilbert.config import CONFIG_FILE, MAX_CONFIG_BYTES, DistilBertConfig
 from distilbert.errors import TokenizerError
 from distilbert.tokenization import OPTIONS_FILE, PRESET_VOCABULARY_FILE, VOCABULARY_FILE, has_tokenizer
 from distilbert.tokenization.fast import DistilBertTokenizerFast
+from distilbert.tokenization.options import TokenizerOptions
 
 
 def is_preset_folder(folder: Path) -> bool:
@@ -31,7 +32,7 @@ def pack_tokenizer(source: Path, preset: Path, config: DistilBertConfig) -> None
         return
     tokenizer = DistilBertTokenizerFast.from_pretrained(source)
     safely.write_text(preset / PRESET_VOCABULARY_FILE, "".join(f"{token}\n" for token in _tokens(source, tokenizer)))
-    options = {"lowercase": tokenizer.do_lower_case, "strip_accents": tokenizer.strip_accents}
+    options = {"lowercase": tokenizer.do_lower_case, "strip_accents": tokenizer.options.strips_accents()}
     if not tokenizer.tokenize_chinese_chars:  # KerasHub reads this option, but itself never writes it
         options["split_on_cjk"] = False
     longest = config.max_position_embeddings
@@ -40,8 +41,14 @@ def pack_tokenizer(source: Path, preset: Path, config: DistilBertConfig) -> None
 
 def _tokens(source: Path, tokenizer: DistilBertTokenizerFast) -> list[str]:
     """The tokens by their ids, which must be what KerasHub reads from a file with a line for each."""
-    if tokenizer.added_tokens:
-        names = ", ".join(repr(token["content"]) for token in tokenizer.added_tokens)
+    special, theirs = tokenizer.all_special_tokens, list(TokenizerOptions().special_tokens())
+    if special != theirs:
+        raise TokenizerError(
+            f"{source}: has the special tokens {', '.join(special)}; KerasHub's are {', '.join(theirs)}."
+        )
+    beyond = tokenizer.get_vocab().keys() - tokenizer.vocabulary.keys()
+    if beyond:
+        names = ", ".join(map(repr, sorted(beyond)))
         raise TokenizerError(f"{source}: adds the tokens {names} to its vocabulary, which KerasHub cannot.")
     tokens = sorted(tokenizer.vocabulary, key=tokenizer.vocabulary.__getitem__)
     for i, token in enumerate(tokens):

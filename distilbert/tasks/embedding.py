@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from distilbert.backends import load_backend
 from distilbert.checkpoint.hub import find_folder
 from distilbert.checkpoint.wanted import encoder_files
+from distilbert.tokenization.batching import length_sorted_batches
 from distilbert.tokenization.fast import DistilBertTokenizerFast
 
 
@@ -60,14 +61,12 @@ class SentenceEncoder:
             return self.encode([texts])[0]
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        ids = self.tokenizer.encode_batch(texts, truncation=True, max_length=self.max_length)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
+        ids = self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
         width = self.model.pooling.config.width(self.model.config.dim)
         vectors = np.empty((len(ids), width), np.float32)
         with self.model.evaluating() as model:
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                batch = self.tokenizer.pad([ids[i] for i in rows])
+            for rows, items in length_sorted_batches(ids, batch_size=batch_size):
+                batch = self.tokenizer.pad({"input_ids": items}, return_tensors="np")
                 vectors[rows] = _as_numpy(model(**batch).embeddings)
         return vectors
 
