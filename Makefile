@@ -1,7 +1,7 @@
 # Each target works alone on a machine that has Python >= 3.11 and pip; a second run installs nothing again.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install parity test conformance vectors interop cost faults lint format clean
+.PHONY: help install parity test conformance vectors interop tokenizers cost faults lint format clean
 
 PYTHON ?= python3
 TENSORFLOW ?= tensorflow-cpu  # x86-64 Linux; elsewhere: make install TENSORFLOW=tensorflow
@@ -40,6 +40,9 @@ interop: $(FOLDERS) $(PEERS:%=build/%/.installed) ## Show that the reference sys
 	build/interop4/bin/python tools/interop.py
 	build/interop5/bin/python tools/interop.py --sentence-transformers --ctranslate2
 	build/interop-keras-hub/bin/python -m tools.interop_keras_hub
+	$(BIN)/python -m tools.tokenizer_interop write build/interop/tokenizers
+	build/interop4/bin/python tools/tokenizer_interop.py read build/interop/tokenizers
+	build/interop5/bin/python tools/tokenizer_interop.py read build/interop/tokenizers
 
 build/interop4/.installed: Makefile
 	$(PYTHON) -m venv build/interop4
@@ -58,6 +61,18 @@ build/interop5/.installed: Makefile
 	build/interop5/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.23.0 \
 	  sentence-transformers==6.2.0 ctranslate2==4.8.5
 	touch $@
+
+tokenizers: $(FOLDERS) build/interop4/.installed build/interop5/.installed ## Hold the tokenizers to the library's and the reference's results and speed (long; by hand)
+	@test -n "$(TEXTS)" || { echo 'give TEXTS=FILE: 50 000 JSON lines or more with "title" and "text"' >&2; exit 2; }
+	$(BIN)/python -m tools.tokenizer_agreement code-points
+	$(BIN)/python -m tools.tokenizer_agreement random --count 100000
+	build/interop4/bin/python tools/tokenizer_text.py write build/ids4.npz --vocabulary $< $(TEXTS)
+	$(BIN)/python -m tools.tokenizer_text compare build/ids4.npz
+	build/interop5/bin/python tools/tokenizer_text.py write build/ids5.npz --vocabulary $< $(TEXTS)
+	$(BIN)/python -m tools.tokenizer_text compare build/ids5.npz
+	$(BIN)/python -m benchmarks.tokenizer_growth --vocabulary $<
+	$(BIN)/python -m benchmarks.tokenizers --text $(TEXTS) --vocabulary $< \
+	  --peer4 build/interop4/bin/python --peer5 build/interop5/bin/python
 
 cost: $(INSTALLED) ## Measure memory and time of conversions at base size (by hand; needs 2 GB of disk)
 	rm -rf build/cost
