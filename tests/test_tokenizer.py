@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import json
 import lzma
 import pickle
@@ -164,6 +165,26 @@ def test_truncation_windows_and_padding_as_the_library(samples, pairs, strategy,
         check_alignment(found, i, row)
 
 
+def test_a_pair_is_shared_out_as_by_the_library():
+    """Every pair of lengths and every length of a row: who keeps the odd token, who is cut at all."""
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"])}
+    fast, slow = DistilBertTokenizerFast(vocabulary), DistilBertTokenizer(vocabulary, dialect="slow")
+    rust = fast._engine._tokenizer
+    rust.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    for first, second, length in itertools.product(range(1, 8), range(1, 8), range(5, 15)):
+        pair, options = ("a " * first, "b " * second), {"truncation": True, "max_length": length}
+        rust.enable_truncation(length)
+        expected = rust.encode(*pair).ids
+        assert fast(*pair, **options)["input_ids"] == expected
+        kept = slow(*pair, **options)["input_ids"]
+        if (
+            first == second and first + second + 3 > length and length % 2 == 0
+        ):  # an odd number beside the special tokens
+            assert (kept.count(5), kept.count(6)) == (expected.count(6), expected.count(5))
+
+
 def check_alignment(found, i, row):
     """Every way from tokens to words and characters and back, against the library's."""
     assert found.tokens(i) == row.tokens
@@ -186,6 +207,9 @@ def test_one_text_or_many_as_lists_or_padded(tokenizer):
     padded = tokenizer(["the cats", ""], padding=True, return_tensors="np")
     assert padded["input_ids"].tolist() == [[2, 5, 6, 7, 3], [2, 3, 0, 0, 0]]
     assert padded.attention_mask.tolist() == [[1] * 5, [1, 1, 0, 0, 0]]
+    left = tokenizer(["the cats", ""], padding=True, padding_side="left", return_tensors="np")
+    assert left["input_ids"].tolist() == [[2, 5, 6, 7, 3], [0, 0, 0, 2, 3]]
+    assert left["attention_mask"].tolist() == [[1] * 5, [0, 0, 0, 1, 1]]
     left = tokenizer(["the cats", ""], padding="max_length", max_length=6, pad_to_multiple_of=4, padding_side="left")
     assert left["input_ids"] == [[0, 0, 0, 2, 5, 6, 7, 3], [0] * 6 + [2, 3]]
     assert tokenizer([], padding=True, return_tensors="np")["input_ids"].shape == (0, 0)
