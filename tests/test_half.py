@@ -132,6 +132,23 @@ def root_mean_square(errors):
     return np.sqrt((errors**2).mean())
 
 
+@functools.cache
+def rounding_of_products(kernel, dtype):
+    """The root mean square of a product's errors, in units of those of rounding it once; at least 1.
+
+    TensorFlow has 2.0 in bfloat16 on processors without AVX-512: its kernel there cuts bits off instead of rounding.
+    """
+    if kernel != "tf":
+        return 1.0
+    import tensorflow as tf
+
+    draw = np.random.default_rng(0).normal
+    a, b = (draw(size=shape).astype(dtype) for shape in ((192, 32), (32, 48)))
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    found = to_numpy(tf.matmul(a, b)) - exact
+    return max(1.0, root_mean_square(found) / root_mean_square(exact.astype(dtype).astype(np.float64) - exact))
+
+
 def dtype_of(x):
     return str(getattr(x.dtype, "name", x.dtype)).removeprefix("torch.")
 
@@ -143,13 +160,15 @@ def test_errors_are_those_of_a_plain_model(kernel, head, dtype):
     """At most twice the largest errors and 1.3 times the root mean square of the plain model, over all masks.
 
     Measured: the largest 0.9 to 1.5 times, the root mean square 0.95 to 1.25. What remains in TensorFlow and Flax are
-    dense layers, which round before they add the bias: with that undone, all are at 1.0.
+    dense layers, which round before they add the bias: with that undone, all are at 1.0. Where a processor lets the
+    framework round worse, errors may be as much larger: 1.7 times measured where products have 2.0.
     """
     found = results(outputs(kernel, head, dtype))
     assert np.isfinite(found).all()
     errors, plain = np.abs(found - results(specification(head, dtype))), plain_errors(head, dtype)
-    assert largest(errors) <= 2 * largest(plain)
-    assert root_mean_square(errors) <= 1.3 * root_mean_square(plain)
+    rounding = rounding_of_products(kernel, dtype)
+    assert largest(errors) <= 2 * rounding * largest(plain)
+    assert root_mean_square(errors) <= 1.3 * rounding * root_mean_square(plain)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

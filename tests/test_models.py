@@ -275,7 +275,9 @@ def test_an_encoder_leaves_the_model_as_it_was(backend, minilm):
     if backend != "tf":
         encoder.model.train()
         np.testing.assert_allclose(encoder.encode(["one text", "another"]), calm, rtol=0, atol=1e-6)
-        one, other = (to_numpy(encoder.model(**encoder.tokenizer("one text")).embeddings) for _ in range(2))
+        one, other = (
+            to_numpy(encoder.model(**encoder.tokenizer("one text", return_tensors="np")).embeddings) for _ in range(2)
+        )
         assert np.abs(one - other).max() > 1e-4
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         encoder.encode(["a"], batch_size=0)
