@@ -161,7 +161,8 @@ def test_errors_are_those_of_a_plain_model(kernel, head, dtype):
 
     Measured: the largest 0.9 to 1.5 times, the root mean square 0.95 to 1.25. What remains in TensorFlow and Flax are
     dense layers, which round before they add the bias: with that undone, all are at 1.0. Where a processor lets the
-    framework round worse, errors may be as much larger: 1.7 times measured where products have 2.0.
+    framework round worse, errors may be as much larger: where products have 2.0, the largest were 2.3 times the plain
+    model's, the root mean square 1.7.
     """
     found = results(outputs(kernel, head, dtype))
     assert np.isfinite(found).all()
