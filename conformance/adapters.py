@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,29 +26,40 @@ class Adapter(abc.ABC):
     kernels: tuple[str, ...]  # the attention kernels that any machine can run
     needs_dtype = False  # whether the constructor must be told the dtype
 
-    def __init__(self, model: Any, dtype: str) -> None:
-        self.model, self.dtype = model, dtype
+    def __init__(self, model: Any, dtype: str, *, compiled: bool = False) -> None:
+        self.model, self.dtype, self.compiled = model, dtype, compiled
         self.module = load_backend(self.backend)
         self.losses = importlib.import_module(f"distilbert.{self.backend}.losses")
         self.training = importlib.import_module(f"distilbert.{self.backend}.training")
 
-    def outputs(self, inputs: Inputs, *, full: bool = True) -> Any:
-        """What the model returns, in NumPy arrays. `full`: all states and attention maps too, by the plain kernel."""
+    def outputs(self, inputs: Inputs) -> tuple[Any, Any]:
+        """What the model returns with all states and attention maps, by the plain kernel; and without, by its own.
+
+        Both in NumPy arrays.
+        """
+        calls = [dict(inputs, output_hidden_states=full, output_attentions=full) for full in (True, False)]
         with self.module.exact(self.dtype), self.model.evaluating() as model:
-            return self._in_numpy(model(**inputs, output_hidden_states=full, output_attentions=full))
+            everything, own = self.call(model, calls)
+        return self._in_numpy(everything), self._in_numpy(own)
+
+    def gradients(self, inputs: Inputs) -> Arrays:
+        """The gradient of the loss with respect to every trained tensor."""
+        with self.module.exact(self.dtype):
+            return self._named(self.differentiate(inputs))
 
     def step(self, inputs: Inputs, **options: Any) -> tuple[Arrays, Arrays]:
-        """The gradient of the loss with respect to every trained tensor, and these after one step of AdamW.
-
-        The model is changed.
-        """
-        specs, layout = self.model.tensor_specs(), self.module.pretrained.LAYOUT
+        """The gradients, and every trained tensor after one step of AdamW. The model is changed."""
         with self.module.exact(self.dtype):
             native = self.differentiate(inputs)
-            gradients = {n: specs[n].from_layout(self.array(g), layout) for n, g in self.by_name(native).items()}
+            gradients = self._named(native)
             self.update(native, self.training.adamw(self.model, **options))
             weights = self.model.weights_by_name()
         return gradients, {name: weights[name] for name in gradients}
+
+    def _named(self, gradients: Any) -> Arrays:
+        """What `differentiate` returned, in canonical orientation."""
+        specs, layout = self.model.tensor_specs(), self.module.pretrained.LAYOUT
+        return {n: specs[n].from_layout(self.array(g), layout) for n, g in self.by_name(gradients).items()}
 
     def assign(self, weights: Mapping[str, Any]) -> None:
         """Give the model its weights, as they were before a step."""
@@ -65,6 +76,10 @@ class Adapter(abc.ABC):
             rank = self.losses.multiple_negatives_ranking_loss
             return rank(output.embeddings[:half], output.embeddings[half:])
         return self.mean(output.last_hidden_state**2)
+
+    def call(self, model: Any, calls: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """What the model returns for each of the calls' arguments, as the framework has it."""
+        return [model(**arguments) for arguments in calls]
 
     def mean(self, x: Any) -> Any:
         """The mean of an array of the framework."""
@@ -138,14 +153,26 @@ class TensorFlow(Adapter):
 
 
 class Flax(Adapter):
-    """Gradients of a function of the parameters."""
+    """Gradients of a function of the parameters.
+
+    Operation by operation, or compiled: one program is ready sooner than as many as there are operations, where no
+    other model has had its shapes.
+    """
 
     backend, kernels = "flax", ("eager", "xla")
+
+    def call(self, model: Any, calls: Sequence[Mapping[str, Any]]) -> list[Any]:  # noqa: D102
+        return self._program(lambda given: [given(**arguments) for arguments in calls])(model)
 
     def differentiate(self, inputs: Inputs) -> Any:  # noqa: D102
         from flax import nnx
 
-        return nnx.grad(lambda model: self.loss(model, inputs))(self.model)
+        return self._program(nnx.grad(lambda model: self.loss(model, inputs)))(self.model)
+
+    def _program(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        from flax import nnx
+
+        return nnx.jit(function) if self.compiled else function
 
     def by_name(self, gradients: Any) -> Mapping[str, Any]:  # noqa: D102
         from flax import nnx
@@ -176,8 +203,8 @@ def make(
 
 
 def load(backend: str, head: str, folder: Any, dtype: str) -> Adapter:
-    """A model of the backend with the weights of a checkpoint, behind its adapter."""
+    """A model of the backend with the weights of a checkpoint, behind its adapter; compiled, where that is a choice."""
     module = load_backend(backend)
     with module.exact(dtype):
         model = getattr(module, head).from_pretrained(folder, dtype=dtype)
-    return ADAPTERS[backend](model, dtype)
+    return ADAPTERS[backend](model, dtype, compiled=True)

@@ -82,9 +82,10 @@ def measure(adapter: Adapter, inputs: Mapping[str, Any], *, differentiated: bool
     Raises:
         ValueError: something has another dtype than the model.
     """
-    parts = output_parts(adapter.outputs(inputs), adapter.dtype)
-    own = output_parts(adapter.outputs(inputs, full=False), adapter.dtype)["outputs"]
-    parts["outputs"] |= {f"kernel's {place}": array for place, array in own.items()}
+    everything, own = adapter.outputs(inputs)
+    parts = output_parts(everything, adapter.dtype)
+    by_own = output_parts(own, adapter.dtype)["outputs"]
+    parts["outputs"] |= {f"kernel's {place}": array for place, array in by_own.items()}
     if differentiated:
         parts["gradients"], parts["step"] = adapter.step(inputs, **STEP)
     return parts

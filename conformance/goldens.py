@@ -59,8 +59,8 @@ def found(folder: Path, backend: str, format: str, dtype: str) -> Parts:  # noqa
     digests = parity.digests(adapter.model)
     last_digests, parts = _LAST.get((folder, backend, dtype), ({}, {}))
     if digests != last_digests:  # the same bits in a model compute the same
-        wanted = expected(folder)
-        measured = measure(adapter, inputs(folder), differentiated="gradients" in wanted)
-        parts = {part: measured[part] for part in wanted}
+        parts = measure(adapter, inputs(folder), differentiated=False)
+        if "gradients" in expected(folder):
+            parts["gradients"] = adapter.gradients(inputs(folder))
         _LAST[folder, backend, dtype] = digests, parts
     return parts

@@ -29,7 +29,7 @@ def reports(tmp_path_factory):
 
     def run(backend):
         file = folder / f"{backend}.json"
-        done = run_python("-m", "conformance", "--backend", backend, "--json", str(file), timeout=1200)
+        done = run_python("-m", "conformance", "--backend", backend, "--json", str(file), timeout=3000)
         return json.loads(file.read_text())[backend] | {"code": done.returncode, "out": done.stdout}
 
     return {backend: run(backend) for backend in BACKENDS}

@@ -96,9 +96,14 @@ class PretrainedModel(nnx.Module):
 
     @classmethod
     def _new(cls, config: DistilBertConfig, seed: int, **settings: Any) -> Self:
-        """A model with generators for its dropout."""
+        """A model whose variables have shapes but no values yet, and generators for its dropout."""
         make = cast("Callable[..., Self]", cls)  # every model takes rngs, which this base does not
-        return make(config, **settings, rngs=nnx.Rngs(seed))
+        model = nnx.eval_shape(lambda: make(config, **settings, rngs=nnx.Rngs(seed)))
+        streams = [module for _, module in nnx.iter_graph(model) if isinstance(module, nnx.RngStream)]
+        for number, stream in enumerate(streams):
+            stream.key.set_value(jax.random.fold_in(jax.random.key(seed), number))
+            stream.count.set_value(jnp.zeros((), jnp.uint32))
+        return model
 
     def assign(self, weights: Mapping[str, Array]) -> None:
         """Set variables to canonical arrays, whose dtype becomes theirs."""
