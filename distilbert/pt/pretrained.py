@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,7 @@ import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from distilbert import resizing, weight_map
 from distilbert.checkpoint.loading import LoadReport
@@ -28,6 +30,22 @@ from distilbert.pt.attention import FLASH, KERNELS, check_kernel
 
 LAYOUT = weight_map.PT
 OLD_FLASH = "use_flash_attention_2"
+CHANGING_MODES = threading.RLock()
+DRAWS = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)  # all that our layers and PyTorch's begin with
+
+
+class Undrawn(TorchFunctionMode):
+    """Leave out the drawing of initial weights, which a model without memory has no place for.
+
+    PyTorch would trace what it draws on the meta device, and import its compiler for that, which takes a second.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """What `func` returns; one that draws returns its tensor as it is."""
+        kwargs = kwargs or {}
+        if func in DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 class PretrainedModel(nn.Module):
@@ -100,7 +118,7 @@ class PretrainedModel(nn.Module):
     @classmethod
     def _empty(cls, config: DistilBertConfig, **settings: Any) -> Self:
         """A model whose parameters have shapes but no memory yet."""
-        with torch.device("meta"):
+        with torch.device("meta"), Undrawn():
             return cls(config, **settings)
 
     def assign(self, weights: Mapping[str, Array]) -> None:
@@ -137,15 +155,22 @@ class PretrainedModel(nn.Module):
 
     @contextlib.contextmanager
     def evaluating(self) -> Generator[Self]:
-        """The model in evaluation mode, recording nothing for gradients; afterwards it is as it was."""
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
-        try:
-            with torch.inference_mode():
-                yield self
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        """The model in evaluation mode, recording nothing for gradients; afterwards it is as it was.
+
+        Several threads may do so; where the mode has to be changed and restored, one after the other.
+        """
+        with contextlib.ExitStack() as changing:
+            changing.enter_context(CHANGING_MODES)
+            modes = [module for module in self.modules() if module.training]
+            if not modes:
+                changing.close()
+            self.eval()
+            try:
+                with torch.inference_mode():
+                    yield self
+            finally:
+                for module in modes:
+                    module.training = True
 
     def resize_token_embeddings(
         self, new_num_tokens: int, pad_to_multiple_of: int | None = None, *, seed: int = 0
