@@ -17,7 +17,18 @@ def load_backend(name: str) -> ModuleType:
     Raises:
         ValueError: there is no such backend. MissingDependencyError: its framework cannot be imported.
     """
-    return importlib.import_module(f"distilbert.{check_backends([name])[0]}")
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}.")
+    return importlib.import_module(f"distilbert.{name}")
+
+
+def load_inference(name: str) -> ModuleType:
+    """The module `distilbert.<name>.inference`, which has `optimize`.
+
+    Raises:
+        ValueError, MissingDependencyError: as `load_backend`.
+    """
+    return importlib.import_module(f"{load_backend(name).__name__}.inference")
 
 
 def check_backends(names: Iterable[str]) -> list[str]:

@@ -12,12 +12,22 @@ FORMAT_FILES = ["model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_m
 
 # The layers of the design, lowest first; a module may import what stands in its own layer or below.
 LAYERS = [
-    ["errors", "optional", "checkpoint.safely", "checkpoint.manifest", "checkpoint.publishing", "checkpoint.hub"],
+    [
+        "errors",
+        "optional",
+        "allocator",
+        "processors",
+        "progress",
+        "checkpoint.safely",
+        "checkpoint.manifest",
+        "checkpoint.publishing",
+        "checkpoint.hub",
+    ],
     ["config", "outputs", "positions"],
     ["weight_map", "checks", "tokenization"],
     ["checkpoint", "initialization", "reference", "reference_training", "resizing"],
     ["backends"],
-    ["tasks", "parity"],
+    ["tasks", "parity", "inference"],
     ["pt", "tf", "flax"],
     ["cli"],
     ["__main__"],
