@@ -4,12 +4,17 @@ What a framework has alone is listed here by name, with the reason; CONTRIBUTING
 """
 
 import ast
+import inspect
 
 import pytest
 
+from distilbert.backends import load_inference
+from distilbert.inference import FrozenModel
 from tests.support import BACKENDS, ROOT
 
 FILES = ("attention.py", "heads.py", "losses.py", "model.py", "pretrained.py", "training.py")
+FAST = ("inference.py", "products.py", "unpadded.py")  # what is fastest in a framework is its own
+COMPILED = {"token_budget", "cache"}  # options of programs that are compiled for one shape each, which Flax alone has
 RUNS = {"forward", "call", "__call__"}  # how each framework names the method that runs a module
 
 IDIOM = {
@@ -18,7 +23,7 @@ IDIOM = {
         "Ragged", "ragged", "_packed", "_starts", "attend_flash", "flash_kernel", "check_flash",
         "attend_fused",  # Keras has no fused kernel on TensorFlow
         "tie_weights", "tie_again",  # the projector's parameter is the table's own; elsewhere the table is passed to it
-        "_empty",  # a model without memory, instead of one that is drawn and then overwritten
+        "_empty", "Undrawn",  # a model without memory, instead of one that is drawn and then overwritten
         "from_numpy", "to_numpy", "device", "dtype",  # tensors are no arrays, and live on a device; Keras has its dtype
     },
     "tf": {
@@ -67,7 +72,7 @@ def plain(names):
 
 def test_the_same_files():
     listed = {backend: sorted(p.name for p in (ROOT / "distilbert" / backend).glob("*.py")) for backend in BACKENDS}
-    assert listed["pt"] == listed["tf"] == listed["flax"] == sorted(["__init__.py", *FILES])
+    assert listed["pt"] == listed["tf"] == listed["flax"] == sorted(["__init__.py", *FILES, *FAST])
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -94,6 +99,18 @@ def test_the_listed_differences_exist():
             part for file in FILES for name, own, methods in outline(backend, file) for part in (name, *own, *methods)
         }
         assert names - found == set(), backend
+
+
+def test_optimized_models_are_made_and_called_alike():
+    signatures = []
+    for backend in BACKENDS:
+        module = load_inference(backend)
+        assert issubclass(module.OptimizedModel, FrozenModel)
+        assert "__call__" not in vars(module.OptimizedModel)
+        parameters = list(inspect.signature(module.optimize).parameters.values())
+        signatures.append([(p.name, p.kind, p.default) for p in parameters if p.name not in COMPILED])
+    assert signatures[0] == signatures[1] == signatures[2]
+    assert [name for name, *_ in signatures[0]] == ["model", "precision", "keep_model"]
 
 
 def test_the_results_of_every_class_are_declared_once():
