@@ -1,4 +1,4 @@
-"""The command line: `distilbert convert | inspect | verify | parity`.
+"""The command line: `distilbert convert | inspect | verify | parity | embed`.
 
 Exit codes: 0 done, 1 a check failed, 2 bad usage or bad input, 3 the environment (a missing package, disk space, a
 permission), 70 a bug of ours, 130 and 143 interrupted. Whatever is wrong is said in one line on standard error.
@@ -11,13 +11,12 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from distilbert import __version__
@@ -27,7 +26,9 @@ from distilbert.checkpoint.folder import WRITABLE
 from distilbert.checkpoint.loading import some
 from distilbert.checkpoint.sharding import parse_size
 from distilbert.errors import CheckpointError, DistilBertError, MissingDependencyError, VerificationError, escape
+from distilbert.inference import PRECISIONS
 from distilbert.parity import ParityReport, compare, read_texts
+from distilbert.progress import show_progress
 
 # Typer's base class of usage errors, which is click's or typer's own copy of it, depending on the version.
 _UsageError: Any = typer.BadParameter.__mro__[2]
@@ -81,8 +82,7 @@ def convert(
     """Write a checkpoint in another format; a BERT becomes a DistilBERT, exactly."""
     from weights_convert.convert import convert as run
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # both end in an exception, so that nothing half-written
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # is left behind
+    _end_by_exception()
     numbers = None if layers is None else _parse_layers(layers)
     size = None if shard_size is None else parse_size(shard_size)
     console = Console()
@@ -107,6 +107,12 @@ def convert(
             name = BACKENDS[result.backend]
             print_line(console, f"verified: {name} computes it, largest difference from the reference {worst:.1e}")
     print_line(console, f"wrote {destination}: {', '.join(done.files)}")
+
+
+def _end_by_exception() -> None:
+    """Let signals end in an exception, so that nothing half-written is left behind."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def _parse_layers(text: str) -> list[int]:
@@ -211,13 +217,44 @@ def parity(
         raise typer.Exit(1)
 
 
-@contextlib.contextmanager
-def show_progress(what: str) -> Generator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, and the function that moves it."""
-    errors = Console(stderr=True)
-    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+@app.command()
+def embed(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A checkpoint, of sentence-transformers or alone.")],
+    source: Annotated[str, typer.Option("--in", help="UTF-8 file, a text per line; - for standard input.")],
+    destination: Annotated[
+        Path, typer.Option("--out", help="File of NumPy (.npy) to write; an older one is replaced.")
+    ],
+    field: Annotated[str | None, typer.Option(help="Lines are JSON; take the string of this name.")] = None,
+    backend: Annotated[str, typer.Option(help=f"One of {', '.join(BACKENDS)}.")] = "pt",
+    precision: Annotated[str, typer.Option(help=f"One of {', '.join(PRECISIONS)}.")] = PRECISIONS[0],
+    token_budget: Annotated[int | None, typer.Option(help="The most tokens of a batch.")] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Scale vectors to length 1.")] = False,
+    progress: Annotated[bool, typer.Option("--progress", help="Show how far it is, on a terminal.")] = False,
+) -> None:
+    """Write a vector per line of text, row i for line i, in the memory of a few thousand lines."""
+    from distilbert.tasks.embedding import SentenceEncoder
+    from distilbert.tasks.files import open_texts, write_vectors
+    from distilbert.tokenization.checks import check_count
+
+    _end_by_exception()
+    _check_places(source, destination)
+    if token_budget is not None:
+        check_count("token_budget", token_budget, 1)
+    safely.check_writable(destination)
+    with open_texts(source, field) as texts, contextlib.ExitStack() as stack:
+        encoder = SentenceEncoder.from_pretrained(folder, backend=backend, precision=precision)
+        advance = stack.enter_context(show_progress("Embedding")) if progress else None
+        tell = None if advance is None else lambda done: advance(done, None)
+        parts = encoder.encode_iter(texts, token_budget=token_budget, normalize=normalize, progress=tell)
+        rows = write_vectors(destination, stack.enter_context(contextlib.closing(parts)), encoder.width)
+    print_line(Console(), f"wrote {destination}: {rows} vectors of {encoder.width} numbers")
+
+
+def _check_places(source: str, destination: Path) -> None:
+    if str(destination) == "-":
+        raise ValueError("--out must be a file, got '-'.")
+    if source != "-" and Path(source).exists() and destination.exists() and destination.samefile(source):
+        raise ValueError(f"--out must be another file than --in, got {destination} for both.")
 
 
 def _print_parity(console: Console, report: ParityReport) -> None:

@@ -304,7 +304,7 @@ def test_a_sentence_encoder(hub, tmp_path):
     vectors = SentenceEncoder.from_pretrained(NAME).encode(["a b", "b"])
     np.testing.assert_array_equal(vectors, SentenceEncoder.from_pretrained(folder).encode(["a b", "b"]))
     hub.requests.clear()
-    SentenceEncoder.from_pretrained(NAME, revision=commit, dtype="float64")
+    SentenceEncoder.from_pretrained(NAME, revision=commit, precision=None, dtype="float64")
     assert hub.requests == []
 
 

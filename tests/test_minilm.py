@@ -17,7 +17,7 @@ TEXTS = GOLDEN["texts"].tolist()
 def encoders(minilm):
     formats = ("safetensors", "tf-h5", "flax-msgpack")
     return {
-        (backend, name): SentenceEncoder.from_pretrained(minilm / name, backend=backend)
+        (backend, name): SentenceEncoder.from_pretrained(minilm / name, backend=backend, precision=None)
         for backend in BACKENDS
         for name in formats
     }

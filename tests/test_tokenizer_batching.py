@@ -48,6 +48,17 @@ def test_no_batch_is_cut_short_without_need(lengths, limits):
             assert full or rows * batch.items[0] > limits.get("token_budget", 10**9)
 
 
+@given(LENGTHS, st.integers(40, 200), st.integers(1, 9), st.integers(1, 30))
+def test_without_padding_an_item_s_own_tokens_count(lengths, budget, rows, window):
+    limits = {"token_budget": budget, "batch_size": rows, "window": window}
+    batches = list(length_sorted_batches(lengths, key=int, padded=False, **limits))
+    assert sorted(i for batch in batches for i in batch.indices) == list(range(len(lengths)))
+    assert all(sum(batch.items) <= budget and 1 <= len(batch.items) <= rows for batch in batches)
+    for batch, following in itertools.pairwise(batches):
+        if batch.indices[0] // window == following.indices[0] // window:
+            assert len(batch.items) == rows or sum(batch.items) + following.items[0] > budget
+
+
 @given(LENGTHS, LIMITS)
 def test_equal_inputs_give_equal_batches(lengths, limits):
     first, second = (list(length_sorted_batches(iter(items(lengths)), **limits)) for _ in range(2))

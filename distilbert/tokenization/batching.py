@@ -38,6 +38,8 @@ def length_sorted_batches(
     token_budget: int | None = None,
     window: int = WINDOW,
     key: Callable[[Item], int] = len,  # pyright: ignore[reportArgumentType] - for items that have a length
+    padded: bool = True,
+    start: int = 0,
 ) -> Iterator[Batch[Item]]:
     """Batches of like length, from a stream that is read once and never more than a window ahead.
 
@@ -49,6 +51,8 @@ def length_sorted_batches(
         token_budget: the most tokens of a batch once it is padded, which is items times the longest.
         window: how many items are sorted together.
         key: the length of an item, in tokens; `int` if the items are lengths themselves.
+        padded: False counts an item's own tokens against the budget, for models that compute without padding.
+        start: the number of the first item in messages, for a part of a longer stream.
 
     Returns:
         an iterator over batches, which together have every item exactly once.
@@ -62,7 +66,8 @@ def length_sorted_batches(
     for name, value in (("batch_size", batch_size), ("token_budget", token_budget), ("window", window)):
         if value is not None:
             check_count(name, value, 1)
-    return _batches(iter(items), batch_size or window, token_budget, window, key)
+    fitting = _fitting if padded else _fitting_unpadded
+    return _batches(iter(items), batch_size or window, token_budget, window, key, fitting, start)
 
 
 def restore_order(results: Iterable[tuple[Iterable[int], Iterable[Result]]]) -> Iterator[Result]:
@@ -133,19 +138,36 @@ def pack(ids: Iterable[Sequence[int]]) -> Packed:
 
 
 def _batches(
-    items: Iterator[Item], rows: int, token_budget: int | None, window: int, key: Callable[[Item], int]
+    items: Iterator[Item],
+    rows: int,
+    token_budget: int | None,
+    window: int,
+    key: Callable[[Item], int],
+    fitting: Callable[[Sequence[int], int], int],
+    number: int,
 ) -> Iterator[Batch[Item]]:
     start = 0
     while held := list(islice(items, window)):
         lengths = [key(item) for item in held]
         order = sorted(range(len(held)), key=lengths.__getitem__, reverse=True)  # equal ones keep their order
-        _check_fits(start + order[0], lengths[order[0]], token_budget)
+        _check_fits(number + start + order[0], lengths[order[0]], token_budget)
         while order:
-            longest = max(lengths[order[0]], 1)
-            count = rows if token_budget is None else min(rows, token_budget // longest)
-            taken, order = order[:count], order[count:]
+            taken = order[:rows]
+            if token_budget is not None:
+                taken = taken[: fitting([lengths[i] for i in taken], token_budget)]
+            order = order[len(taken) :]
             yield Batch([start + i for i in taken], [held[i] for i in taken])
         start += len(held)
+
+
+def _fitting(lengths: Sequence[int], token_budget: int) -> int:
+    """How many of the items, the longest first, fit into the budget once they are padded."""
+    return token_budget // max(lengths[0], 1)
+
+
+def _fitting_unpadded(lengths: Sequence[int], token_budget: int) -> int:
+    """How many of the items, the first always, fit into the budget without padding."""
+    return int(np.searchsorted(np.cumsum(lengths), token_budget, side="right"))
 
 
 def _check_fits(index: int, length: int, token_budget: int | None) -> None:

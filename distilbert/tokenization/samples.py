@@ -71,7 +71,7 @@ def _texts(given: Any, name: str, *, batched: bool, split: bool) -> list[Any]:
             hint = "; words need is_split_into_words=True, pairs two lists" if isinstance(text, (list, tuple)) else ""
             raise TypeError(f"{name} must be strings, got {type(text).__name__} at {i}{hint}.")
         else:
-            _check_unicode(text, name, i)
+            check_unicode(text, name, i)
     return texts
 
 
@@ -82,12 +82,16 @@ def _words(text: Any, name: str, i: int) -> list[str]:
     for word in words:
         if not isinstance(word, str):
             raise TypeError(f"{name} must be lists of words, got {type(word).__name__} among the words at {i}.")
-    _check_unicode("".join(words), name, i)
+    check_unicode("".join(words), name, i)
     return words
 
 
-def _check_unicode(text: str, name: str, i: int) -> None:
-    """Refuse a lone surrogate, which no encoding of Unicode has."""
+def check_unicode(text: str, name: str, i: int) -> None:
+    """Refuse a lone surrogate, which no encoding of Unicode has.
+
+    Raises:
+        DataError: names the text by its number.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
