@@ -1,7 +1,7 @@
 # Each target works alone on a machine that has Python >= 3.11 and pip; a second run installs nothing again.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install parity test conformance vectors interop tokenizers cost faults lint format clean
+.PHONY: help install parity test conformance vectors interop bench bench-quick tokenizers cost faults lint format clean
 
 PYTHON ?= python3
 TENSORFLOW ?= tensorflow-cpu  # x86-64 Linux; elsewhere: make install TENSORFLOW=tensorflow
@@ -11,6 +11,7 @@ SOURCE := build/source/.fetched
 FORMATS := safetensors tf-h5 flax-msgpack
 FOLDERS := $(FORMATS:%=build/minilm/%)
 PEERS := interop4 interop5 interop-keras-hub
+REPORT := --markdown docs/performance.md --plot docs/performance.svg
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export KERAS_BACKEND := tensorflow
@@ -61,6 +62,21 @@ build/interop5/.installed: Makefile
 	build/interop5/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.23.0 \
 	  sentence-transformers==6.2.0 ctranslate2==4.8.5
 	touch $@
+
+build/bench-runtimes/.installed: Makefile
+	$(PYTHON) -m venv build/bench-runtimes
+	build/bench-runtimes/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.23.0 \
+	  onnx==1.23.2 onnxruntime==1.32.0 openvino==2026.4.1 nncf==3.4.0
+	touch $@
+
+bench: $(FOLDERS) $(PEERS:%=build/%/.installed) build/bench-runtimes/.installed ## Time inference against everyone's and write docs/performance.md (long; by hand; TEXTS=FILE adds int8 on real texts)
+	rm -f build/bench.json
+	$(BIN)/python -m benchmarks.inference
+	$(if $(TEXTS),$(BIN)/python -m benchmarks.int8_accuracy $< $(TEXTS) --results build/bench.json)
+	$(BIN)/python -m benchmarks.report build/bench.json $(REPORT)
+
+bench-quick: $(FOLDERS) build/interop5/.installed build/bench-runtimes/.installed ## Time the headline workloads in PyTorch's precisions, in under 5 minutes
+	$(BIN)/python -m benchmarks.inference --quick --seconds 15 --results build/bench-quick.json
 
 tokenizers: $(FOLDERS) build/interop4/.installed build/interop5/.installed ## Hold the tokenizers to the library's and the reference's results and speed (long; by hand)
 	@test -n "$(TEXTS)" || { echo 'give TEXTS=FILE: 50 000 JSON lines or more with "title" and "text"' >&2; exit 2; }

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.engines import Answer, serve
+
 BATCH = 32
 MAX_LENGTH = 512
 Texts = Sequence[str]
@@ -182,17 +184,12 @@ def versions(engine: str) -> dict[str, str]:
     return {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
 
 
-def main() -> None:
-    """Answer orders until standard input ends."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not look like an answer
+def start() -> tuple[Answer, Callable[[Answer], Answer]]:
+    """Load the engine that the command line names."""
     name, folder = sys.argv[1], Path(sys.argv[2])
     engine = make_engine(name, folder)
-    answers.write(json.dumps(versions(name)) + "\n")
-    answers.flush()
-    for line in sys.stdin:
-        answers.write(json.dumps(run(engine, json.loads(line))) + "\n")
-        answers.flush()
+    return versions(name), lambda order: run(engine, order)
 
 
 if __name__ == "__main__":
-    main()
+    serve(start)

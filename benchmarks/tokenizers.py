@@ -17,25 +17,23 @@ import lzma
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+from benchmarks.engines import Engine, EngineError
 from benchmarks.statistics import paired_ratio
 from distilbert.tokenization.fast import DistilBertTokenizerFast
 
-ROOT = Path(__file__).parent.parent
 THREADS = "2"
 ENVIRONMENT = {
     "RAYON_NUM_THREADS": THREADS,
     "OMP_NUM_THREADS": THREADS,
     "TOKENIZERS_PARALLELISM": "true",
     "HF_HUB_OFFLINE": "1",
-    "PYTHONPATH": str(ROOT),
 }
 SHORT = 14  # tokens of a short text, [CLS] and [SEP] included
 SEED = 0
@@ -88,39 +86,9 @@ WORKLOADS = (
 )
 
 
-class Engine:
-    """A process that does one job at a time."""
-
-    def __init__(self, name: str, python: Path, vocabulary: Path) -> None:
-        command = [str(python), "-m", "benchmarks.tokenizer_engines", name, str(vocabulary)]
-        self.process: Any = subprocess.Popen(  # noqa: S603 - our own code
-            command,
-            cwd=ROOT,
-            env=os.environ | ENVIRONMENT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.name, self.versions = name, self._answer()
-
-    def run(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Do a job and wait for its time."""
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"FAIL: {self.process.args} ended with {self.process.wait()}")
-        return json.loads(line)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.communicate()
+def start(name: str, python: Path, vocabulary: Path) -> Engine:
+    """The process of an engine."""
+    return Engine(name, [python, "-m", "benchmarks.tokenizer_engines", name, vocabulary], ENVIRONMENT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,9 +113,9 @@ def main() -> None:
         for name in dict.fromkeys(name for workload in workloads for name in workload.engines):
             python = pythons[name.rpartition(":")[0]]
             if python is not None:
-                engines[name] = stack.enter_context(Engine(name, python, arguments.vocabulary))
+                engines[name] = stack.enter_context(start(name, python, arguments.vocabulary))
         tables = [time_workload(workload, engines, rounds, tokenizer, Path(scratch)) for workload in workloads]
-        versions = {name: engine.versions for name, engine in engines.items()}
+        versions = {name: engine.hello for name, engine in engines.items()}
     report(arguments, tables, {"versions": versions, "load": [*load, os.getloadavg()], "threads": THREADS})
 
 
@@ -263,4 +231,7 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EngineError as error:
+        sys.exit(f"FAIL: {error}")
