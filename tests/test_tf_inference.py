@@ -23,7 +23,9 @@ LENGTHS = (12, 3, 7, 7, 1, 24, 5, 12, 9)
 TINY, BASE = 5e-6, 2e-5  # the tolerances of the specification
 BFLOAT16 = 4e-3  # relative; measured 3.3e-3 at base size
 ROUNDED = {"bfloat16": 2e-2, "int8": 6e-2}  # relative, of tiny models with large weights
-ALONE = 1e-6  # what company may change
+# What company may change, relative: measured 0 with AVX-512, where oneDNN's products of a row are the same in every batch,
+# and 1.1e-6 with AVX2.
+ALONE = 1e-6 if products.has_flag("avx512bw") else 3e-6
 NEEDS_ONEDNN = pytest.mark.skipif(
     not IsMklEnabled() or bool(tf.config.list_logical_devices("GPU")), reason="oneDNN is off, or there is a GPU"
 )
@@ -163,7 +165,7 @@ def test_company_changes_nothing(engine):
     together = engine(ids, mask).last_hidden_state.numpy()
     for row, length in enumerate(LENGTHS):
         alone = engine(ids[row : row + 1, :length]).last_hidden_state.numpy()[0]
-        assert np.abs(alone - together[row, :length]).max() <= ALONE
+        assert relative(alone, together[row, :length]) <= ALONE
 
 
 def test_several_passes_give_what_one_gives(monkeypatch):
@@ -174,7 +176,7 @@ def test_several_passes_give_what_one_gives(monkeypatch):
     monkeypatch.setattr(
         OptimizedModel, "_pass", lambda self, part, go=OptimizedModel._pass: passes.append(part) or go(self, part)
     )
-    assert np.abs(optimize(model)(ids, mask).embeddings - once).max() <= ALONE
+    assert relative(optimize(model)(ids, mask).embeddings, once) <= ALONE
     assert len(passes) > 5
     encoder = build()
     assert np.array_equal(optimize(encoder)(ids, mask)[0] != 0, np.broadcast_to(mask[..., None] != 0, (*ids.shape, 32)))
@@ -236,7 +238,7 @@ def test_several_threads(engine):
         for found, expected in zip(
             pool.map(lambda given: again(*given).last_hidden_state, batches), wanted, strict=True
         ):
-            assert np.abs(found - expected).max() <= ALONE
+            assert relative(found, expected) <= ALONE
 
 
 def test_what_goes_to_the_model():
@@ -322,7 +324,7 @@ def test_base_size(precision, bound, base):
     model, ids, mask, wanted = base
     fast = optimize(model, precision, keep_model=False)
     together = fast(ids, mask).last_hidden_state.numpy()
-    assert np.abs(fast(ids[3:4, :40]).last_hidden_state - together[3:4, :40]).max() <= ALONE
-    assert np.abs(fast(ids[1:4], mask[1:4]).last_hidden_state - together[1:4]).max() <= ALONE
+    assert relative(fast(ids[3:4, :40]).last_hidden_state, together[3:4, :40]) <= ALONE
+    assert relative(fast(ids[1:4], mask[1:4]).last_hidden_state, together[1:4]) <= ALONE
     found = together[mask > 0]
     assert (np.abs(found - wanted).max() if precision == "float32" else relative(found, wanted)) <= bound
