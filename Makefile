@@ -1,13 +1,14 @@
 # Each target works alone on a machine that has Python >= 3.11 and pip; a second run installs nothing again.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install parity test conformance vectors interop bench bench-quick tokenizers cost faults lint format clean
+.PHONY: help install parity test conformance vectors interop bench bench-quick tokenizers cost faults sanitize lint format clean
 
 PYTHON ?= python3
 TENSORFLOW ?= tensorflow-cpu  # x86-64 Linux; elsewhere: make install TENSORFLOW=tensorflow
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 SOURCE := build/source/.fetched
+KERNELS := $(wildcard distilbert/native/*.[ch])
 FORMATS := safetensors tf-h5 flax-msgpack
 FOLDERS := $(FORMATS:%=build/minilm/%)
 PEERS := interop4 interop5 interop-keras-hub
@@ -97,19 +98,28 @@ cost: $(INSTALLED) ## Measure memory and time of conversions at base size (by ha
 faults: $(INSTALLED) ## Try every fault at every system call of a save, kills, races and readers (long; by hand; needs strace)
 	$(BIN)/python -m tools.fault_injection
 
+sanitize: ## Run the kernels under the C compiler's sanitizers (by hand; needs AVX-512)
+	mkdir -p build
+	for checks in address,undefined thread; do \
+	  $(CC) -std=c11 -D_GNU_SOURCE -g -O1 -fsanitize=$$checks -fno-sanitize-recover=undefined -Wall -Wextra \
+	    -march=native tools/stress_kernels.c -o build/stress-kernels -lm -lpthread && build/stress-kernels || exit 1; \
+	done
+
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(KERNELS) tools/*.c
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(KERNELS) tools/*.c
 
 clean: ## Remove what the other targets made, the virtual environment included
 	rm -rf .venv build
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt build_kernels.py $(KERNELS)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  -e '.[pt,flax,formats,hub,dev]' keras $(TENSORFLOW)

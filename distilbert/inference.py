@@ -10,23 +10,38 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distilbert import outputs
 from distilbert.checks import check_choices, check_inputs, check_no_unknown, check_pooling_mask
-from distilbert.config import PoolingConfig
+from distilbert.config import DistilBertConfig, PoolingConfig
 from distilbert.weight_map import HEADS
 
 Model = TypeVar("Model")
 Array = NDArray[Any]
 
 PRECISIONS = ("float32", "bfloat16", "int8")
-FIRST_TOKEN_HEADS = ("DistilBertForSequenceClassification", "DistilBertForMultipleChoice")
+MODEL = "DistilBertModel"
+MASKED_LM = "DistilBertForMaskedLM"
+SEQUENCE_CLASSIFICATION = "DistilBertForSequenceClassification"
+TOKEN_CLASSIFICATION = "DistilBertForTokenClassification"  # noqa: S105 - a class
 CHOICES = "DistilBertForMultipleChoice"
+ANSWERS = "DistilBertForQuestionAnswering"
 EMBEDDING = "DistilBertForSentenceEmbedding"
+FIRST_TOKEN_HEADS = (SEQUENCE_CLASSIFICATION, CHOICES)
+OUTPUTS: dict[str, Any] = {
+    MODEL: outputs.BaseModelOutput,
+    MASKED_LM: outputs.MaskedLMOutput,
+    SEQUENCE_CLASSIFICATION: outputs.SequenceClassifierOutput,
+    TOKEN_CLASSIFICATION: outputs.TokenClassifierOutput,
+    CHOICES: outputs.MultipleChoiceOutput,
+    ANSWERS: outputs.QuestionAnsweringOutput,
+    EMBEDDING: outputs.SentenceEmbeddingOutput,
+}
 TOKEN_ARGUMENTS = ("input_ids", "attention_mask", "position_ids")
 MODEL_ONLY = (
     "hidden states, attentions, inputs_embeds, head_mask, masks with an axis for queries, and rows whose first token "
@@ -131,12 +146,21 @@ class FrozenModel(abc.ABC, Generic[Model]):
     threads may call it.
     """
 
-    def __init__(self, model: Model, precision: str, *, keep_model: bool) -> None:
-        self.config = getattr(model, "config")  # noqa: B009 - every model has one
-        self.head, self.precision = type(model).__name__, precision
-        self.pooling: PoolingConfig | None = getattr(getattr(model, "pooling", None), "config", None)
-        self._reads_first_token = self.head in FIRST_TOKEN_HEADS or getattr(self.pooling, "mode", "") == "cls"
-        self._model = model if keep_model else None
+    def __init__(
+        self, config: DistilBertConfig, head: str, pooling: PoolingConfig | None, precision: str, model: Model | None
+    ) -> None:
+        """What a backend's class is made from; see `identity`.
+
+        Args:
+            config: of the model.
+            head: name of its class.
+            pooling: of a sentence embedding.
+            precision: of the products.
+            model: for the calls that the fast path does not take; None if it was not kept.
+        """
+        self.config, self.head, self.pooling, self.precision = config, head, pooling, precision
+        self._reads_first_token = head in FIRST_TOKEN_HEADS or (pooling is not None and pooling.mode == "cls")
+        self._model = model
 
     def __call__(
         self,
@@ -169,7 +193,7 @@ class FrozenModel(abc.ABC, Generic[Model]):
         """
         check_no_unknown(unknown)
         if isinstance(input_ids, list | tuple) and attention_mask is None:
-            input_ids, attention_mask = padded(input_ids, self.config.pad_token_id)
+            input_ids, attention_mask = padded(input_ids, self.config.pad_token_id or 0)
         given = {
             "input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids,
             "inputs_embeds": inputs_embeds, "head_mask": head_mask,
@@ -234,6 +258,11 @@ class FrozenModel(abc.ABC, Generic[Model]):
         """
 
 
+def identity(model: Any) -> tuple[DistilBertConfig, str, PoolingConfig | None]:
+    """A model's config, the name of its class, and its pooling, if it has one."""
+    return model.config, type(model).__name__, getattr(getattr(model, "pooling", None), "config", None)
+
+
 def check_model(model: Any) -> None:
     """Refuse what is no model of this package.
 
@@ -253,6 +282,16 @@ def check_precision(precision: str) -> str:
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     return precision
+
+
+def check_finite(arrays: Iterable[Array], precision: str) -> None:
+    """Refuse weights that are not finite where bytes would hide it, which is in int8.
+
+    Raises:
+        ValueError: there is a NaN or an infinity.
+    """
+    if precision == "int8" and not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError("precision 'int8' needs finite weights, and the model has a NaN or an infinity.")
 
 
 def padded(input_ids: Sequence[Any], pad_token_id: int) -> tuple[Array, Array]:

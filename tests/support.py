@@ -15,7 +15,7 @@ from conformance import cases, goldens
 from distilbert.backends import load_backend
 from distilbert.checkpoint.folder import REFERENCE_FORMATS, WRITABLE
 from distilbert.cli import main
-from distilbert.inference import Description, FrozenModel
+from distilbert.inference import Description, FrozenModel, identity
 from distilbert.tokenization.options import TokenizerOptions
 
 DATA = Path(__file__).parent / "data"
@@ -61,7 +61,7 @@ class Padded(FrozenModel):
     """An optimized model that computes nothing by itself: it calls the plain one on padded rows."""
 
     def __init__(self, model, precision):
-        super().__init__(model, precision, keep_model=True)
+        super().__init__(*identity(model), precision, model)
         self.calls = []
 
     def describe(self):

@@ -1,5 +1,6 @@
 """Fast inference in Flax: the model's numbers, from a bounded number of programs, whatever company a text is in."""
 
+import functools
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,10 +13,10 @@ from conformance import cases
 from distilbert import reference
 from distilbert.config import ACTIVATIONS, POOLING_MODES, DenseConfig, PoolingConfig
 from distilbert.flax import DistilBertForSentenceEmbedding, DistilBertModel, inference, products, unpadded
-from distilbert.flax.inference import optimize
 from distilbert.inference import tokens_of
 from tests.support import new_model, run_python
 
+optimize = functools.partial(inference.optimize, native=False)  # XLA's programs; the package's are in test_native.py
 TINY = 5e-6  # of the largest number: the tolerance of the specification; measured 5e-7
 COMPANY = 1e-6  # what a text's neighbours may change
 # Measured 0.0061 and 0.0170. Residuals and norms in bfloat16 give 0.0090, and one scale for all tokens 0.0244.
@@ -322,7 +323,7 @@ from distilbert import DistilBertConfig
 from distilbert.flax import DistilBertModel
 from distilbert.flax.inference import optimize
 model = DistilBertModel.from_config(DistilBertConfig(vocab_size=50, dim=32, n_heads=4, n_layers=1, hidden_dim=64))
-fast = optimize(model, cache=sys.argv[1])
+fast = optimize(model, native=False, cache=sys.argv[1])
 fast.warm_up([(1, 16)])
 print(json.dumps(np.asarray(fast([[1, 2, 3]]).last_hidden_state).tolist()))
 """

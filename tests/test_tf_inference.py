@@ -1,5 +1,6 @@
 """Fast inference in TensorFlow: the model's numbers, whatever the batch, the precision and the kernels at hand."""
 
+import functools
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,10 +15,13 @@ from distilbert.config import ACTIVATIONS, POOLING_MODES, DenseConfig, DistilBer
 from distilbert.inference import PRECISIONS
 from distilbert.initialization import initial_weights
 from distilbert.tf import exact, inference, products, unpadded
-from distilbert.tf.inference import OptimizedModel, optimize
+from distilbert.tf.inference import FrameworkModel
 from distilbert.weight_map import HEADS
 from tests.support import new_model
 
+optimize = functools.partial(
+    inference.optimize, native=False
+)  # TensorFlow's own kernels; the package's are in test_native.py
 RNG = np.random.default_rng(0)
 LENGTHS = (12, 3, 7, 7, 1, 24, 5, 12, 9)
 TINY, BASE = 5e-6, 2e-5  # the tolerances of the specification
@@ -174,7 +178,7 @@ def test_several_passes_give_what_one_gives(monkeypatch):
     monkeypatch.setattr(inference, "BUDGET", 20)
     passes = []
     monkeypatch.setattr(
-        OptimizedModel, "_pass", lambda self, part, go=OptimizedModel._pass: passes.append(part) or go(self, part)
+        FrameworkModel, "_pass", lambda self, part, go=FrameworkModel._pass: passes.append(part) or go(self, part)
     )
     assert relative(optimize(model)(ids, mask).embeddings, once) <= ALONE
     assert len(passes) > 5

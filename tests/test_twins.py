@@ -110,7 +110,7 @@ def test_optimized_models_are_made_and_called_alike():
         parameters = list(inspect.signature(module.optimize).parameters.values())
         signatures.append([(p.name, p.kind, p.default) for p in parameters if p.name not in COMPILED])
     assert signatures[0] == signatures[1] == signatures[2]
-    assert [name for name, *_ in signatures[0]] == ["model", "precision", "keep_model"]
+    assert [name for name, *_ in signatures[0]] == ["model", "precision", "keep_model", "native"]
 
 
 def test_the_results_of_every_class_are_declared_once():

@@ -19,7 +19,6 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from distilbert import outputs
 from distilbert.checkpoint.tensors import Array as HostArray
 from distilbert.config import DistilBertConfig, PoolingConfig
 from distilbert.flax.losses import unit
@@ -42,32 +41,27 @@ from distilbert.flax.unpadded import (
     segment_cells,
 )
 from distilbert.inference import (
-    CHOICES,
+    ANSWERS,
     EMBEDDING,
     FIRST_TOKEN_HEADS,
+    MASKED_LM,
+    OUTPUTS,
+    TOKEN_CLASSIFICATION,
     Description,
     FrozenModel,
     Tokens,
+    check_finite,
     check_model,
     check_precision,
+    identity,
 )
+from distilbert.native.engine import aligned_zeros
+from distilbert.native.model import OwnKernels, reason_against
 from distilbert.processors import recommended_threads
 from distilbert.tokenization.checks import check_count
 
 BUDGETS = {"cpu": 1024}  # tokens of the largest program: what is between products then stays in the cache
 LARGE_BUDGET = 16384  # on accelerators
-ALIGNMENT = 64  # bytes at which JAX takes a host's array without a copy
-MASKED_LM, ANSWERS = "DistilBertForMaskedLM", "DistilBertForQuestionAnswering"
-TOKEN_CLASSIFICATION = "DistilBertForTokenClassification"  # noqa: S105 - a class
-OUTPUTS: dict[str, Any] = {
-    "DistilBertModel": outputs.BaseModelOutput,
-    MASKED_LM: outputs.MaskedLMOutput,
-    ANSWERS: outputs.QuestionAnsweringOutput,
-    "DistilBertForSequenceClassification": outputs.SequenceClassifierOutput,
-    TOKEN_CLASSIFICATION: outputs.TokenClassifierOutput,
-    CHOICES: outputs.MultipleChoiceOutput,
-    EMBEDDING: outputs.SentenceEmbeddingOutput,
-}
 
 
 def optimize(
@@ -75,6 +69,7 @@ def optimize(
     precision: str = "float32",
     *,
     keep_model: bool = True,
+    native: bool | None = None,
     token_budget: int | None = None,
     cache: str | os.PathLike[str] | None = None,
 ) -> OptimizedModel:
@@ -86,18 +81,24 @@ def optimize(
             softmax in float32. "int8" quantizes weights with a scale for each output, and activations, when they come,
             with a scale and a middle for each token; embeddings are bfloat16. Heads but the masked LM's are float32.
         keep_model: for the calls that only the model itself can answer; without it its memory can be freed.
-        token_budget: of the largest program; default 1024 on CPUs and 16384 elsewhere.
+        native: whether this package's own kernels compute instead of XLA's; default where they are faster.
+        token_budget: of the largest program; default 1024 on CPUs and 16384 elsewhere. Own kernels need no programs.
         cache: a folder for compiled programs, see `compilation_cache`.
 
     Raises:
-        ValueError: there is no such precision, or the budget is not positive. TypeError: it is no model.
+        ValueError: there is no such precision, or the budget is not positive; int8, and a weight that is not finite;
+            native, and its kernels are not there. TypeError: it is no model.
     """
     check_model(model)
     if token_budget is not None:
         check_count("token_budget", token_budget, 1)
     if cache is not None:
         compilation_cache(cache)
-    return OptimizedModel(model, check_precision(precision), keep_model=keep_model, token_budget=token_budget)
+    cpu = device_of(model).platform == "cpu"
+    reason = reason_against(native, model.config, check_precision(precision), cpu=cpu, framework_has_units=False)
+    if not reason:
+        return NativeModel(model, precision, keep_model=keep_model)
+    return FrameworkModel(model, precision, reason, keep_model=keep_model, token_budget=token_budget)
 
 
 def compilation_cache(folder: str | os.PathLike[str]) -> None:
@@ -122,14 +123,67 @@ class OptimizedModel(FrozenModel[PretrainedModel]):
         fast.warm_up([(1, 16), (4, 128)])  # so that the first call does not wait for the compiler
     """
 
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """All (rows, length) that programs may be compiled for, whatever comes; none where nothing is compiled."""
+        return ()
+
+    @property
+    def programs(self) -> tuple[tuple[int, int], ...]:
+        """The (rows, length) that programs were compiled for, in order; each once, if JAX's configuration stays."""
+        return ()
+
+    def warm_up(self, shapes: Iterable[tuple[int, int]]) -> None:
+        """Compile programs before they are needed, or read them from the cache; nothing where none are compiled.
+
+        Args:
+            shapes: some of `shapes`, such as the `programs` of an earlier process with such texts.
+
+        Raises:
+            ValueError: there are programs, but never one of that shape.
+        """
+
+    def _to_host(self, name: str, value: Any) -> HostArray | None:
+        array = as_array(name, value)
+        if isinstance(array, Tracer):
+            raise ValueError(f"{name} is being traced, and packing needs its values: call the model outside jax.jit.")  # noqa: TRY004 - as for any array that does not fit
+        return None if array is None else np.asarray(array)
+
+    def _call_model(self, model: PretrainedModel, **arguments: Any) -> Any:
+        with model.evaluating() as evaluated:
+            return evaluated(**arguments)
+
+
+class NativeModel(OwnKernels[PretrainedModel], OptimizedModel):
+    """By this package's own kernels."""
+
+    backend = "flax"
+
+    def __init__(self, model: PretrainedModel, precision: str, *, keep_model: bool) -> None:
+        kept = model if keep_model else None
+        super().__init__(*identity(model), precision, kept, model.weights_by_name())
+        self._device = device_of(model)
+
+    def _threads(self) -> int:
+        return told_threads() or recommended_threads()
+
+    def _from_host(self, array: HostArray) -> Array:
+        return jax.device_put(array, self._device)
+
+
+class FrameworkModel(OptimizedModel):
+    """By programs that XLA compiles; `reason` says why not by this package's own kernels."""
+
     def __init__(
-        self, model: PretrainedModel, precision: str, *, keep_model: bool, token_budget: int | None = None
+        self, model: PretrainedModel, precision: str, reason: str, *, keep_model: bool, token_budget: int | None
     ) -> None:
-        super().__init__(model, precision, keep_model=keep_model)
+        super().__init__(*identity(model), precision, model if keep_model else None)
+        self._reason = reason
         self._device = device_of(model)
         budget = BUDGETS.get(self._device.platform, LARGE_BUDGET) if token_budget is None else token_budget
         self._shapes = Shapes(self.config.max_position_embeddings, budget)
         weights = model.weights_by_name()
+        check_finite(weights.values(), precision)
         frozen = jax.device_put(encoder(self.config, weights, precision), self._device)
         self._arithmetic = arithmetic(self.config, precision, self._device.platform)
         self._head = head_layer(self.head, model, weights, frozen, precision, self._arithmetic)
@@ -141,23 +195,16 @@ class OptimizedModel(FrozenModel[PretrainedModel]):
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
-        """All (rows, length) that programs may be compiled for, whatever comes."""
+        """See `OptimizedModel`."""
         return self._shapes.all()
 
     @property
     def programs(self) -> tuple[tuple[int, int], ...]:
-        """The (rows, length) that programs were compiled for, in order; each once, if JAX's configuration stays."""
+        """See `OptimizedModel`."""
         return tuple(self._traced)
 
     def warm_up(self, shapes: Iterable[tuple[int, int]]) -> None:
-        """Compile programs before they are needed, or read them from the cache.
-
-        Args:
-            shapes: some of `shapes`, such as the `programs` of an earlier process with such texts.
-
-        Raises:
-            ValueError: there is never a program of that shape.
-        """
+        """See `OptimizedModel`."""
         for shape in shapes:
             if shape not in self.shapes:
                 raise ValueError(f"there is no program of the shape {shape}: see `shapes`.")
@@ -178,7 +225,7 @@ class OptimizedModel(FrozenModel[PretrainedModel]):
             "heads": "float32",
         }
         threads, useful = thread_count(), recommended_threads()
-        fallbacks = [self._model_calls]
+        fallbacks = [f"this package's own kernels: {self._reason}", self._model_calls]
         if lacks_units:
             fallbacks.append(
                 "this processor does not multiply bfloat16 faster than float32: less memory, the same time"
@@ -189,16 +236,6 @@ class OptimizedModel(FrozenModel[PretrainedModel]):
             )
         device = f"{self._device.platform} ({self._device.device_kind})"
         return Description("flax", self.head, self.precision, device, threads, kernels, tuple(fallbacks))
-
-    def _to_host(self, name: str, value: Any) -> HostArray | None:
-        array = as_array(name, value)
-        if isinstance(array, Tracer):
-            raise ValueError(f"{name} is being traced, and packing needs its values: call the model outside jax.jit.")  # noqa: TRY004 - as for any array that does not fit
-        return None if array is None else np.asarray(array)
-
-    def _call_model(self, model: PretrainedModel, **arguments: Any) -> Any:
-        with model.evaluating() as evaluated:
-            return evaluated(**arguments)
 
     def _compute(self, tokens: Tokens, choices: int | None) -> Any:
         runs = [(rows, self._run(rows.inputs)) for rows in self._shapes.pack(tokens)]
@@ -264,16 +301,13 @@ def arithmetic(config: DistilBertConfig, precision: str, platform: str) -> Arith
 def thread_count() -> int:
     """That XLA computes with on a CPU: one for each processor it may run on, or what NPROC said when JAX started."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return told_threads() or processors
+
+
+def told_threads() -> int:
+    """What NPROC says; 0 if it says nothing."""
     wanted = os.environ.get("NPROC", "").strip()
-    return max(1, int(wanted)) if wanted.isdecimal() else processors
-
-
-def aligned_zeros(shape: tuple[int, int]) -> HostArray:
-    """Zeros of float32 where JAX takes them over without a copy."""
-    size = 4 * shape[0] * shape[1]
-    memory = np.zeros(size + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size].view(np.float32).reshape(shape)
+    return max(1, int(wanted)) if wanted.isdecimal() else 0
 
 
 class HeadLayer(NamedTuple):

@@ -14,7 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distilbert.inference import Array, Description, FrozenModel, Tokens, check_model, check_precision
+from distilbert.inference import (
+    Array,
+    Description,
+    FrozenModel,
+    Tokens,
+    check_finite,
+    check_model,
+    check_precision,
+    identity,
+)
+from distilbert.native.model import OwnKernels, reason_against
 from distilbert.outputs import (
     BaseModelOutput,
     MaskedLMOutput,
@@ -36,7 +46,9 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 BUDGETS = {"cpu": 1024, "cuda": 65536}  # tokens computed at once: on a CPU, what its caches hold
 
 
-def optimize(model: PretrainedModel, precision: str = "float32", *, keep_model: bool = True) -> OptimizedModel:
+def optimize(
+    model: PretrainedModel, precision: str = "float32", *, keep_model: bool = True, native: bool | None = None
+) -> OptimizedModel:
     """The model for inference, frozen: called as the model is, on one device, with results in float32.
 
     On a CPU, PyTorch computes with no more threads from then on than the process has cores, see `limit_threads`.
@@ -46,17 +58,23 @@ def optimize(model: PretrainedModel, precision: str = "float32", *, keep_model: 
         precision: of the products. "float32" gives the model's results. "bfloat16" keeps residuals, LayerNorm and
             softmax in float32. "int8" (CPU) quantizes weights per output and activations per token, when they come.
         keep_model: for the calls that only the model itself can answer; without it its memory can be freed.
+        native: whether this package's own kernels compute instead of PyTorch's; default where they are faster.
 
     Raises:
-        ValueError: there is no such precision, or not on this device; int8, and a weight that is not finite.
+        ValueError: there is no such precision, or not on this device; int8, and a weight that is not finite; native,
+            and its kernels are not there.
         TypeError: it is no model.
     """
     check_model(model)
-    if check_precision(precision) == "int8" and model.device.type != "cpu":
+    cpu = model.device.type == "cpu"
+    if check_precision(precision) == "int8" and not cpu:
         raise ValueError(f"precision 'int8' is for CPUs, and the model is on {model.device}: use 'bfloat16'.")
-    if model.device.type == "cpu":
+    if cpu:
         limit_threads()
-    return OptimizedModel(model, precision, keep_model=keep_model)
+    reason = reason_against(native, model.config, precision, cpu=cpu, framework_has_units=True)
+    if not reason:
+        return NativeModel(model, precision, keep_model=keep_model)
+    return FrameworkModel(model, precision, reason, keep_model=keep_model)
 
 
 def limit_threads() -> None:
@@ -77,8 +95,42 @@ class OptimizedModel(FrozenModel[PretrainedModel]):
         hidden = fast([[101, 7592, 102], [101, 102]]).last_hidden_state  # (2, 3, dim)
     """
 
+    def _to_host(self, name: str, value: Any) -> Array | None:
+        if value is None or isinstance(value, np.ndarray):
+            return value
+        tensor = as_tensor(name, value, torch.device("cpu"))
+        return to_numpy(tensor)
+
+    def _call_model(self, model: PretrainedModel, **arguments: Any) -> Any:
+        with model.evaluating():
+            output = model(**arguments)
+        parts = (tuple(map(torch.clone, x)) if isinstance(x, tuple) else x.clone() for x in output)
+        return type(output)(*parts)  # ordinary tensors, which can be trained on
+
+
+class NativeModel(OwnKernels[PretrainedModel], OptimizedModel):
+    """By this package's own kernels."""
+
+    backend = "pt"
+
     def __init__(self, model: PretrainedModel, precision: str, *, keep_model: bool) -> None:
-        super().__init__(model, precision, keep_model=keep_model)
+        kept = model if keep_model else None
+        super().__init__(*identity(model), precision, kept, model.weights_by_name())
+
+    def _threads(self) -> int:
+        return torch.get_num_threads()
+
+    def _from_host(self, array: Array) -> Tensor:
+        return torch.from_numpy(array)
+
+
+class FrameworkModel(OptimizedModel):
+    """By PyTorch's kernels; `reason` says why not by this package's own."""
+
+    def __init__(self, model: PretrainedModel, precision: str, reason: str, *, keep_model: bool) -> None:
+        super().__init__(*identity(model), precision, model if keep_model else None)
+        check_finite((to_numpy(parameter) for parameter in model.parameters()), precision)
+        self._reason = reason
         encoder: Any = getattr(model, "distilbert", model)
         self._head = HEADS[self.head](model, precision)
         self._encoder = Encoder(encoder, precision, first_only=self._reads_first_token)
@@ -93,10 +145,8 @@ class OptimizedModel(FrozenModel[PretrainedModel]):
             "attention": "flash for unlike lengths" if self._flash else "rows of one length together",
             "heads": "float32",
         }
-        fallbacks = (
-            *(missing(self.precision) if self._device.type == "cpu" else ()),
-            self._model_calls,
-        )
+        lacks = missing(self.precision) if self._device.type == "cpu" else ()
+        fallbacks = (*lacks, f"this package's own kernels: {self._reason}", self._model_calls)
         return Description(
             "pt", self.head, self.precision, str(self._device), torch.get_num_threads(), kernels, fallbacks
         )
@@ -104,18 +154,6 @@ class OptimizedModel(FrozenModel[PretrainedModel]):
     @property
     def _flash(self) -> bool:
         return self._device.type == "cuda" and self.precision == "bfloat16" and can_flash(self.config.head_dim)
-
-    def _to_host(self, name: str, value: Any) -> Array | None:
-        if value is None or isinstance(value, np.ndarray):
-            return value
-        tensor = as_tensor(name, value, torch.device("cpu"))
-        return to_numpy(tensor)
-
-    def _call_model(self, model: PretrainedModel, **arguments: Any) -> Any:
-        with model.evaluating():
-            output = model(**arguments)
-        parts = (tuple(map(torch.clone, x)) if isinstance(x, tuple) else x.clone() for x in output)
-        return type(output)(*parts)  # ordinary tensors, which can be trained on
 
     @torch.no_grad()
     def _compute(self, tokens: Tokens, choices: int | None) -> Any:

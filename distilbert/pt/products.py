@@ -125,7 +125,7 @@ class Table:
     def __init__(self, weight: Tensor, precision: str) -> None:
         weight = weight.detach()
         if precision == "int8":
-            self.rows = quantized_rows(check_finite(weight.float()))
+            self.rows = quantized_rows(weight.float())
         else:
             self.rows = weight.to(getattr(torch, precision), copy=True)
 
@@ -179,20 +179,9 @@ def _spread(activation: str) -> tuple[str, list[float], str]:
 
 def quantized_weight(weight: Tensor, largest: int) -> tuple[Tensor, Tensor]:
     """The weight as codes * scale: (out_features, in_features) from -largest to largest, and (out_features,)."""
-    weight = check_finite(weight.float())
+    weight = weight.float()
     scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / largest
     return (weight / scale[:, None]).round().to(torch.int8), scale
-
-
-def check_finite(weight: Tensor) -> Tensor:
-    """The weight itself.
-
-    Raises:
-        ValueError: it has a NaN or an infinity, which bytes would hide.
-    """
-    if not torch.isfinite(weight).all():
-        raise ValueError("precision 'int8' needs finite weights, and the model has a NaN or an infinity.")
-    return weight
 
 
 def quantized_rows(x: Tensor) -> Tensor:

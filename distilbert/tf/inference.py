@@ -14,11 +14,25 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from distilbert import outputs
 from distilbert.checkpoint.tensors import Array
 from distilbert.checks import no_array
 from distilbert.config import DistilBertConfig, PoolingConfig
-from distilbert.inference import CHOICES, EMBEDDING, Description, FrozenModel, Tokens, check_model, check_precision
+from distilbert.inference import (
+    ANSWERS,
+    EMBEDDING,
+    MASKED_LM,
+    MODEL,
+    OUTPUTS,
+    TOKEN_CLASSIFICATION,
+    Description,
+    FrozenModel,
+    Tokens,
+    check_finite,
+    check_model,
+    check_precision,
+    identity,
+)
+from distilbert.native.model import OwnKernels, reason_against
 from distilbert.processors import recommended_threads
 from distilbert.tf.losses import unit
 from distilbert.tf.pretrained import PretrainedModel, as_tensor
@@ -30,39 +44,76 @@ Projection = Linear | QuantizedLinear
 
 LARGE = 88  # tokens from which on oneDNN packs float32 weights otherwise, as measured
 BUDGET = 1024  # tokens of one pass: what is between products then stays in the processor's cache
-MASKED_LM, ANSWERS = "DistilBertForMaskedLM", "DistilBertForQuestionAnswering"
-TOKEN_CLASSIFICATION = "DistilBertForTokenClassification"  # noqa: S105 - a class
-OUTPUTS = {
-    "DistilBertModel": outputs.BaseModelOutput,
-    MASKED_LM: outputs.MaskedLMOutput,
-    "DistilBertForSequenceClassification": outputs.SequenceClassifierOutput,
-    TOKEN_CLASSIFICATION: outputs.TokenClassifierOutput,
-    CHOICES: outputs.MultipleChoiceOutput,
-    EMBEDDING: outputs.SentenceEmbeddingOutput,
-}
 
 
-def optimize(model: PretrainedModel, precision: str = "float32", *, keep_model: bool = True) -> OptimizedModel:
+def optimize(
+    model: PretrainedModel, precision: str = "float32", *, keep_model: bool = True, native: bool | None = None
+) -> OptimizedModel:
     """The model's weights as they are now, in the form that computes fastest.
 
     Args:
         model: of any of the seven classes and any dtype; float64 is rounded to float32.
         precision: of the products: float32, bfloat16 or int8. What is between them is float32, and so are the results.
         keep_model: keep the model too, for the calls that the fast path does not take.
+        native: whether this package's own kernels compute instead of TensorFlow's; default where they are faster.
 
     Raises:
-        ValueError: there is no such precision. TypeError: it is no model.
+        ValueError: there is no such precision; int8, and a weight that is not finite; native, and its kernels are not
+            there. TypeError: it is no model.
     """
     check_model(model)
-    return OptimizedModel(model, check_precision(precision), keep_model=keep_model)
+    cpu = not tf.config.list_logical_devices("GPU")
+    reason = reason_against(native, model.config, check_precision(precision), cpu=cpu, framework_has_units=True)
+    if not reason:
+        return NativeModel(model, precision, keep_model=keep_model)
+    return FrameworkModel(model, precision, reason, keep_model=keep_model)
 
 
 class OptimizedModel(FrozenModel[PretrainedModel]):
     """What `optimize` returns; see `FrozenModel`. Calls that go to the model give results in its dtype."""
 
+    @property
+    def programs(self) -> int:
+        """How many graphs there are."""
+        return 0
+
+    def _to_host(self, name: str, value: Any) -> Array | None:
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+            return value
+        try:
+            tensor = as_tensor(name, value)
+            return None if tensor is None else tensor.numpy()
+        except (AttributeError, NotImplementedError) as error:
+            raise ValueError(no_array(name, value)) from error
+
+    def _call_model(self, model: PretrainedModel, **arguments: Any) -> Any:
+        return model(**arguments, training=False)
+
+
+class NativeModel(OwnKernels[PretrainedModel], OptimizedModel):
+    """By this package's own kernels."""
+
+    backend = "tf"
+
     def __init__(self, model: PretrainedModel, precision: str, *, keep_model: bool) -> None:
-        super().__init__(model, precision, keep_model=keep_model)
+        kept = model if keep_model else None
+        super().__init__(*identity(model), precision, kept, model.weights_by_name())
+
+    def _threads(self) -> int:
+        return told_threads() or recommended_threads()
+
+    def _from_host(self, array: Array) -> Tensor:
+        return tf.convert_to_tensor(array)
+
+
+class FrameworkModel(OptimizedModel):
+    """By TensorFlow's kernels; `reason` says why not by this package's own."""
+
+    def __init__(self, model: PretrainedModel, precision: str, reason: str, *, keep_model: bool) -> None:
+        super().__init__(*identity(model), precision, model if keep_model else None)
+        self._reason = reason
         weights = model.weights_by_name()
+        check_finite(weights.values(), precision)
         self._encoder = Encoder(self.config, weights, precision)
         self._layer = head_layer(self.head, model, weights, self._encoder, precision)
         self._programs = {least: self._program(fewest) for least, fewest in sizes(precision).items()}
@@ -82,28 +133,19 @@ class OptimizedModel(FrozenModel[PretrainedModel]):
             "attention": f"rows in {GROUPS} groups of similar length at most, softmax in float32",
             "batches": f"real tokens only, about {BUDGET} in one pass",
         }
-        fallbacks = [*layer.lin1.fallbacks, *layer.sa_layer_norm.fallbacks, *unwanted_threads(), self._model_calls]
+        own = f"this package's own kernels: {self._reason}"
+        missing = *layer.lin1.fallbacks, *layer.sa_layer_norm.fallbacks, *unwanted_threads()
         device = "gpu" if gpus else "cpu"
-        return Description("tf", self.head, self.precision, device, threads(), kernels, tuple(fallbacks))
-
-    def _to_host(self, name: str, value: Any) -> Array | None:
-        if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-            return value
-        try:
-            tensor = as_tensor(name, value)
-            return None if tensor is None else tensor.numpy()
-        except (AttributeError, NotImplementedError) as error:
-            raise ValueError(no_array(name, value)) from error
-
-    def _call_model(self, model: PretrainedModel, **arguments: Any) -> Any:
-        return model(**arguments, training=False)
+        return Description(
+            "tf", self.head, self.precision, device, threads(), kernels, (*missing, own, self._model_calls)
+        )
 
     def _compute(self, tokens: Tokens, choices: int | None) -> Any:
         parts = [self._pass(part) for part in tokens.chunks(budget(tokens))]
         flat = parts[0] if len(parts) == 1 else tf.concat([tf.zeros((0, self._layer.width)), *parts], 0)
         result = by_row(flat, tokens) if self._layer.per_row else by_place(flat, tokens)
         if self.head == ANSWERS:
-            return outputs.QuestionAnsweringOutput(result[..., 0], result[..., 1])
+            return OUTPUTS[ANSWERS](result[..., 0], result[..., 1])
         return OUTPUTS[self.head](result if choices is None else tf.reshape(result, (-1, choices)))
 
     def _pass(self, tokens: Tokens) -> Tensor:
@@ -137,10 +179,15 @@ def sizes(precision: str) -> dict[int, int]:
 
 
 def threads() -> int:
-    """That TensorFlow computes one operator with: as told by its setting, else by its variable, else all it may use."""
-    told = os.environ.get("TF_NUM_INTRAOP_THREADS", "0")
+    """That TensorFlow computes one operator with: as told, else all it may use."""
     every = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return tf.config.threading.get_intra_op_parallelism_threads() or (int(told) if told.isdecimal() else 0) or every
+    return told_threads() or every
+
+
+def told_threads() -> int:
+    """What TensorFlow's setting says, else its variable; 0 if neither does."""
+    told = os.environ.get("TF_NUM_INTRAOP_THREADS", "0")
+    return tf.config.threading.get_intra_op_parallelism_threads() or (int(told) if told.isdecimal() else 0)
 
 
 def unwanted_threads() -> tuple[str, ...]:
@@ -268,6 +315,6 @@ def head_layer(
     if head == EMBEDDING:
         pooling: PoolingConfig = model.pooling.config
         return Pooling(pooling, config.dim, exact("pooling.dense") if pooling.dense else None)
-    if head == "DistilBertModel":
+    if head == MODEL:
         return HeadLayer(config.dim)
     return RowLogits(exact("pre_classifier"), exact("classifier"))
