@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Iterable
 from types import ModuleType
 
 from distilbert.errors import MissingDependencyError
 
 BACKENDS = {"pt": "PyTorch", "tf": "TensorFlow", "flax": "Flax"}
+NATIVE = "native"  # distilbert.native: frozen models without any framework
 
 
 def load_backend(name: str) -> ModuleType:
@@ -41,6 +42,12 @@ def check_backends(names: Iterable[str]) -> list[str]:
     if not names or len(set(names)) < len(names) or not set(names) <= BACKENDS.keys():
         raise ValueError(f"backends must be some of {','.join(BACKENDS)}, got {','.join(names)!r}.")
     return names
+
+
+def first_installed() -> str:
+    """The first backend whose framework is installed, without importing it; the first of all if none is."""
+    packages = {"pt": "torch", "tf": "tensorflow", "flax": "flax"}
+    return next((name for name in BACKENDS if importlib.util.find_spec(packages[name])), next(iter(BACKENDS)))
 
 
 def installed_backends() -> list[str]:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distilbert import __version__
-from distilbert.backends import BACKENDS, check_backends, installed_backends, load_backend
+from distilbert.backends import BACKENDS, NATIVE, check_backends, installed_backends, load_backend
 from distilbert.checkpoint import manifest, safely
 from distilbert.checkpoint.folder import WRITABLE
 from distilbert.checkpoint.loading import some
@@ -225,7 +225,9 @@ def embed(
         Path, typer.Option("--out", help="File of NumPy (.npy) to write; an older one is replaced.")
     ],
     field: Annotated[str | None, typer.Option(help="Lines are JSON; take the string of this name.")] = None,
-    backend: Annotated[str, typer.Option(help=f"One of {', '.join(BACKENDS)}.")] = "pt",
+    backend: Annotated[
+        str | None, typer.Option(help=f"One of {NATIVE}, {', '.join(BACKENDS)}; default the first that is there.")
+    ] = None,
     precision: Annotated[str, typer.Option(help=f"One of {', '.join(PRECISIONS)}.")] = PRECISIONS[0],
     token_budget: Annotated[int | None, typer.Option(help="The most tokens of a batch.")] = None,
     normalize: Annotated[bool, typer.Option("--normalize", help="Scale vectors to length 1.")] = False,

@@ -90,6 +90,8 @@ def test_options(folder, texts, tmp_path):
         "--progress",
         "--precision",
         "int8",
+        "--backend",
+        "pt",
     )
     assert (code, err) == (0, "")
     np.testing.assert_allclose(np.load(out), vectors_of(folder, LINES, normalize=True), rtol=0, atol=5e-6)
@@ -131,7 +133,7 @@ def test_no_line_is_no_vector(folder, tmp_path):
         (b"w1 w2 w3 w4\n", ("--token-budget", 4), "item 0 has 6 tokens, more than token_budget=4"),
         (b"a", ("--token-budget", 0), "token_budget must be a whole number of at least 1, got 0"),
         (b"a", ("--precision", "float16"), "precision must be one of float32, bfloat16, int8, got 'float16'"),
-        (b"a", ("--backend", "onnx"), "backend must be one of pt, tf, flax, got 'onnx'"),
+        (b"a", ("--backend", "onnx"), "backend must be one of native, pt, tf, flax, got 'onnx'"),
     ],
 )
 def test_a_wrong_input_is_one_line_and_writes_nothing(folder, tmp_path, content, options, message):

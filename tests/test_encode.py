@@ -401,21 +401,21 @@ class TestPrecision:
         return asked
 
     def test_the_default_is_the_optimized_model_in_float32(self, optimized, minilm):
-        encoder = SentenceEncoder.from_pretrained(minilm / "safetensors")
+        encoder = SentenceEncoder.from_pretrained(minilm / "safetensors", backend="pt")
         assert optimized == [("float32", False)]
         assert isinstance(encoder.model, FrozenModel)
         assert encoder.max_length == 256
         np.testing.assert_allclose(encoder.encode(REAL_TEXTS), GOLDEN["embeddings"], rtol=0, atol=1e-5)
 
     def test_others(self, optimized, minilm):
-        SentenceEncoder.from_pretrained(minilm / "safetensors", precision="int8")
+        SentenceEncoder.from_pretrained(minilm / "safetensors", backend="pt", precision="int8")
         plain = SentenceEncoder.from_pretrained(minilm / "safetensors", precision=None, dtype="float64")
         assert optimized == [("int8", False)]
         assert to_numpy(next(iter(plain.model.parameters()))).dtype == np.float64
         assert type(plain.model) is load_backend("pt").DistilBertForSentenceEmbedding
 
     def test_what_does_not_go_together(self, minilm):
-        with pytest.raises(ValueError, match=r"backend must be one of pt, tf, flax, got 'torch'\."):
+        with pytest.raises(ValueError, match=r"backend must be one of native, pt, tf, flax, got 'torch'\."):
             SentenceEncoder.from_pretrained("nowhere", backend="torch")
         with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, int8, got 'float16'"):
             SentenceEncoder.from_pretrained("nowhere", precision="float16")

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from distilbert.backends import load_backend, load_inference
+from distilbert.backends import BACKENDS, NATIVE, first_installed, load_backend, load_inference
 from distilbert.checkpoint.hub import find_folder
 from distilbert.checkpoint.wanted import encoder_files
 from distilbert.config import PoolingConfig
@@ -63,7 +63,7 @@ class SentenceEncoder:
         cls,
         folder_or_hub_id: str | os.PathLike[str],
         *,
-        backend: str = "pt",
+        backend: str | None = None,
         precision: str | None = "float32",
         revision: str | None = None,
         local_files_only: bool = False,
@@ -73,9 +73,10 @@ class SentenceEncoder:
 
         Args:
             folder_or_hub_id: a folder, or the id of a model on the hub (needs the extra `hub`).
-            backend: "pt", "tf" or "flax".
-            precision: of the model that `inference.optimize` makes: "float32", "bfloat16" or "int8". None is the model
-                itself, which can be trained.
+            backend: "native", which needs no framework, or "pt", "tf" or "flax". Default: "native" where this package's
+                own kernels can compute the model, else the first of the others whose framework is installed.
+            precision: of a frozen model: "float32", "bfloat16" or "int8". None is a framework's model itself, which can
+                be trained.
             revision: of the hub model: a branch, a tag or a commit hash; default its main branch.
             local_files_only: take a hub model from the cache, without the network.
             options: go to the model's `from_pretrained`; a `dtype` needs `precision=None`.
@@ -83,17 +84,15 @@ class SentenceEncoder:
         Raises:
             CheckpointError, TokenizerError: the files are not a model's. ValueError: an argument is wrong.
         """
+        if backend not in (None, NATIVE, *BACKENDS):
+            raise ValueError(f"backend must be one of {NATIVE}, {', '.join(BACKENDS)}, got {backend!r}.")
         if precision is not None:
             check_precision(precision)
             if options.get("dtype") is not None:
                 raise ValueError("dtype is of the model itself: give precision=None with it, or a precision alone.")
-        module = load_backend(backend)
         folder = find_folder(folder_or_hub_id, encoder_files, revision=revision, local_files_only=local_files_only)
-        model = module.DistilBertForSentenceEmbedding.from_pretrained(folder, **options)
-        tokenizer = DistilBertTokenizerFast.from_pretrained(Path(model.load_report.source).parent)
-        if precision is not None:
-            model = load_inference(backend).optimize(model, precision, keep_model=False)
-        return cls(model, tokenizer)
+        model, source = _load(folder, backend, precision, options)
+        return cls(model, DistilBertTokenizerFast.from_pretrained(source.parent))
 
     def encode(
         self,
@@ -227,6 +226,27 @@ def _checked(texts: Any) -> Iterator[str]:
     if unfit or not hasattr(texts, "__iter__") or getattr(texts, "ndim", 1) != 1:
         raise TypeError(f"texts must be a string or a list of strings, got {type(texts).__name__}.")
     return map(_check, iter(texts), itertools.count())
+
+
+def _load(folder: Path, backend: str | None, precision: str | None, options: Mapping[str, Any]) -> tuple[Any, Path]:
+    """A model that embeds, frozen unless `precision` is None, and the file with its weights."""
+    if backend == NATIVE or (backend is None and precision is not None and not options):
+        from distilbert.native import DistilBertForSentenceEmbedding, NoKernelsError
+
+        if precision is None:
+            raise ValueError(f"backend {NATIVE!r} has frozen models only: give a precision, or another backend.")
+        try:
+            model = DistilBertForSentenceEmbedding.from_pretrained(folder, precision=precision, **options)
+            return model, Path(model.load_report.source)
+        except NoKernelsError:
+            if backend == NATIVE:
+                raise
+    backend = backend or first_installed()
+    model = load_backend(backend).DistilBertForSentenceEmbedding.from_pretrained(folder, **options)
+    source = Path(model.load_report.source)
+    if precision is not None:
+        model = load_inference(backend).optimize(model, precision, keep_model=False)
+    return model, source
 
 
 def _check_callable(other: str, progress: Any) -> None:
