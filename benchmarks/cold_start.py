@@ -44,6 +44,12 @@ PROGRAMS = {
         "distilbert, SentenceEncoder",
         OURS,
         "from distilbert.tasks.embedding import SentenceEncoder\n"
+        "vector = SentenceEncoder.from_pretrained(folder).encode(text)",
+    ),
+    "ours, in PyTorch": Program(
+        "distilbert, SentenceEncoder with a model of PyTorch",
+        OURS,
+        "from distilbert.tasks.embedding import SentenceEncoder\n"
         "vector = SentenceEncoder.from_pretrained(folder, backend='pt').encode(text)",
     ),
     "sentence-transformers": Program(

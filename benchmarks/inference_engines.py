@@ -54,12 +54,13 @@ class Loaded(NamedTuple):
     precision: str
 
 
-def optimized(folder: Path, backend: str, precision: str) -> Loaded:
+def optimized(folder: Path, backend: str, precision: str, *, native: bool | None = None) -> Loaded:
     """Ours, frozen; the model itself is given up."""
     module = importlib.import_module(f"distilbert.{backend}")
     optimize = importlib.import_module(f"distilbert.{backend}.inference").optimize
     _limit_threads(backend)
-    engine = optimize(module.DistilBertModel.from_pretrained(folder), precision=precision, keep_model=False)
+    model = module.DistilBertModel.from_pretrained(folder)
+    engine = optimize(model, precision=precision, keep_model=False, native=native)
     return Loaded(lambda ids, mask: np.asarray(engine(ids, mask)[0]), str(engine.describe()))
 
 

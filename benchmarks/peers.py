@@ -26,6 +26,9 @@ GROUPS = {
 }
 
 
+KERNELS = {"pt": "PyTorch's", "tf": "TensorFlow's", "flax": "XLA's"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Peer:
     """An engine.
@@ -71,6 +74,13 @@ def _ours(backend: str, precision: str, group: str) -> Peer:
     options = {"backend": backend, "precision": precision}
     title = f"distilbert.{backend}, optimized, {precision}"
     return Peer(f"{backend}-{precision}", title, group, precision, OURS, "optimized", "base", options, backend == "pt")
+
+
+def _framework(backend: str, precision: str, group: str) -> Peer:
+    """Ours where this package's own kernels cannot be used, as without AVX-512."""
+    options = {"backend": backend, "precision": precision, "native": False}
+    title = f"distilbert.{backend}, optimized, {KERNELS[backend]} kernels, {precision}"
+    return Peer(f"{backend}-{precision}-framework", title, group, precision, OURS, "optimized", "base", options)
 
 
 def _plain(backend: str, group: str) -> Peer:
@@ -119,6 +129,7 @@ PEERS = {
     peer.name: peer
     for peer in (
         _ours("pt", "float32", "float32"),
+        _framework("pt", "float32", "float32"),
         _plain("pt", "float32"),
         _torch("torch-sdpa", "float32", attention="sdpa"),
         _torch("torch-eager", "float32", attention="eager"),
@@ -132,10 +143,12 @@ PEERS = {
         _openvino("float32", "onnx", "f32"),
         _ctranslate2("float32"),
         _ours("pt", "bfloat16", "bfloat16"),
+        _framework("pt", "bfloat16", "bfloat16"),
         _torch("torch-sdpa-bfloat16", "bfloat16", attention="sdpa"),
         _torch("torch-compiled-bfloat16", "bfloat16", attention="sdpa", compiled=True),
         _openvino("bfloat16", "onnx", "bf16"),
         _ours("pt", "int8", "int8"),
+        _framework("pt", "int8", "int8"),
         _onnx("onnx-int8", "int8", everywhere=True),
         _onnx("onnx-fused-int8", "int8", everywhere=True),
         _openvino("int8", "openvino-int8", "bf16"),
@@ -143,6 +156,8 @@ PEERS = {
         _ours("tf", "float32", "tf"),
         _ours("tf", "bfloat16", "tf"),
         _ours("tf", "int8", "tf"),
+        _framework("tf", "float32", "tf"),
+        _framework("tf", "bfloat16", "tf"),
         _plain("tf", "tf"),
         _transformers_tf(xla=False),
         _transformers_tf(xla=True),
@@ -151,6 +166,7 @@ PEERS = {
         _ours("flax", "float32", "flax"),
         _ours("flax", "bfloat16", "flax"),
         _ours("flax", "int8", "flax"),
+        _framework("flax", "float32", "flax"),
         _plain("flax", "flax"),
         Peer(
             "flax-peer", "transformers 4.57 Flax, jitted, float32", "flax", "float32", INTEROP4, "transformers_flax",

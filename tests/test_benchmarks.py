@@ -112,6 +112,10 @@ def test_batches_hold_every_text_once(name):
     assert all(np.array_equal(one[0], other[0]) for one, other in zip(batches, again, strict=True))
 
 
+def test_no_workload_gets_what_is_expected_of_another():
+    assert len({measuring.fingerprint(workload) for workload in WORKLOADS.values()}) == len(WORKLOADS)
+
+
 def test_operations_of_a_token():
     """6 layers of 4 * 768**2 + 2 * 768 * 3072 weights, two operations each; a text of 1 attends to one key."""
     assert Workload("", "", (1,), 1).operations == 2 * 6 * (4 * 768**2 + 2 * 768 * 3072) + 2 * 6 * 2 * 768
