@@ -192,7 +192,7 @@ def test_products_are_right_in_every_size(precision):
         found = Linear(weight, bias, "identity", precision, 2)(x, 2)
         wanted = x.astype(np.float64) @ weight.T.astype(np.float64) + bias
         scale = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(weight, axis=1) + np.abs(bias)
-        assert (np.abs(found - wanted) / scale).max() < {"float32": 5e-7, "bfloat16": 2**-7, "int8": 2e-2}[precision]
+        assert (np.abs(found - wanted) / scale).max() < {"float32": 5e-7, "bfloat16": 2**-7, "int8": 6e-3}[precision]
         bare = Linear(weight, None, "relu", precision, 2)(x, 1)
         assert np.allclose(bare, np.maximum(found - bias, 0), atol=1e-5)
 
