@@ -6,11 +6,12 @@ kernels do their work. The C compiler is $CC, else cc.
 
 from __future__ import annotations
 
+import ctypes
 import os
-import platform
 import shlex
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = Path("distilbert/native")
 LIBRARY = SOURCES / "libdistilbert.so"
+SYSTEM = "linux-x86_64"  # that the kernels are for
 OPTIONS = ("-std=c11", "-O3", "-fPIC", "-D_GNU_SOURCE")
 UNITS = ("f", "bw", "dq", "vl", "vnni", "bf16")  # of AVX-512; kinds.c, without them, says which the processor has
 
@@ -33,36 +35,43 @@ class KernelsHook(BuildHookInterface):  # pyright: ignore[reportMissingTypeArgum
             return
         build_data["artifacts"].append(str(LIBRARY))
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{system_tag()}"
+        build_data["tag"] = f"py3-none-{SYSTEM.replace('-', '_')}"
 
 
 def compile_library(root: Path) -> bool:
     """Compile the library into the source tree; whether it could be."""
     library = root / LIBRARY
-    library.unlink(missing_ok=True)
-    if sys.platform != "linux" or platform.machine() != "x86_64":
+    if sysconfig.get_platform() != SYSTEM:
+        library.unlink(missing_ok=True)
         return False
-    compiler = shlex.split(os.environ.get("CC", "cc"))
     with tempfile.TemporaryDirectory() as folder:
         objects = [str(Path(folder) / name) for name in ("kinds.o", "encoder.o", "libdistilbert.so")]
-        units = ["-mfma", *(f"-mavx512{unit}" for unit in UNITS)]
-        commands = [
-            [*compiler, *OPTIONS, "-c", str(root / SOURCES / "kinds.c"), "-o", objects[0]],
-            [*compiler, *OPTIONS, *units, "-c", str(root / SOURCES / "encoder.c"), "-o", objects[1]],
-            [*compiler, "-shared", *objects[:2], "-o", objects[2], "-lm", "-lpthread"],
-        ]
         try:
-            for command in commands:
-                subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - the user's compiler
-        except (OSError, subprocess.CalledProcessError) as error:
+            compiler = shlex.split(os.environ.get("CC") or "cc")
+            compile_objects(root, compiler, objects)
+            ctypes.CDLL(objects[2])  # it can be loaded, by this interpreter
+        except (OSError, ValueError, subprocess.CalledProcessError) as error:
             said = getattr(error, "stderr", "") or str(error)
             print(f"distilbert is installed without its own kernels: {said.strip()}", file=sys.stderr)
+            library.unlink(missing_ok=True)
             return False
-        library.write_bytes(Path(objects[2]).read_bytes())
-    library.chmod(0o755)
+        complete = library.with_suffix(".part")
+        complete.write_bytes(Path(objects[2]).read_bytes())
+        complete.chmod(0o755)
+        complete.replace(library)  # other processes have the old one, or the new one
     return True
 
 
-def system_tag() -> str:
-    """Of a wheel for this system."""
-    return f"{sys.platform}_{platform.machine()}"
+def compile_objects(root: Path, compiler: list[str], objects: list[str]) -> None:
+    """Compile kinds.c and encoder.c into the first two of `objects`, and link the third, a library, from them.
+
+    Raises:
+        OSError: there is no such compiler. CalledProcessError: it failed.
+    """
+    units = ["-mfma", *(f"-mavx512{unit}" for unit in UNITS)]
+    for command in (
+        [*compiler, *OPTIONS, "-c", str(root / SOURCES / "kinds.c"), "-o", objects[0]],
+        [*compiler, *OPTIONS, *units, "-c", str(root / SOURCES / "encoder.c"), "-o", objects[1]],
+        [*compiler, "-shared", *objects[:2], "-o", objects[2], "-lm", "-lpthread"],
+    ):
+        subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - the user's compiler

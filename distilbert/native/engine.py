@@ -24,6 +24,7 @@ Weights = Mapping[str, NDArray[Any]]
 ACTIVATIONS = {"identity": 0, "gelu": 1, "relu": 2}
 BUDGET = 1024  # tokens of one pass: what is between products then stays in the processor's cache
 ALIGNMENT = 64  # bytes
+LONGEST_SUM = (2**31 - 1) // (255 * 127)  # products of bytes that 32 bits hold the sum of
 TINY = 1e-12  # what a length of 0 is taken for, as in the models
 LAYERS = (
     "attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "sa_layer_norm", "ffn.lin1",
@@ -39,6 +40,8 @@ def lacks_for(config: DistilBertConfig, precision: str) -> str:
         return (
             f"products take pairs, and heads have {config.head_dim} features, or the layers between {config.hidden_dim}"
         )
+    if precision == "int8" and max(config.hidden_dim, config.dim) > LONGEST_SUM:
+        return f"sums of more than {LONGEST_SUM} products of bytes overflow"
     return lacks(precision)
 
 
@@ -145,12 +148,14 @@ class Linear:
         address = lib.distilbert_new_linear(
             KINDS[precision], *sizes, ACTIVATIONS[activation], weight.ctypes.data, bias.ctypes.data, threads
         )
-        self.width = len(weight)
+        self.width, self.inner = weight.shape
         self._handle = Handle(address, lib.distilbert_free_linear)
 
     def __call__(self, x: Floats, threads: int) -> Floats:
         """x: (count, in_features); result: (count, out_features)."""
-        x, result = np.ascontiguousarray(x), aligned_empty((len(x), self.width))
+        if x.ndim != 2 or x.shape[1] != self.inner:
+            raise ValueError(f"x must have {self.inner} columns, got the shape {x.shape}.")
+        x, result = float32(x), aligned_empty((len(x), self.width))
         apply = functions().distilbert_linear
         check(apply(self._handle.address, x.ctypes.data, len(x), threads, result.ctypes.data))
         return result

@@ -72,7 +72,7 @@ class Handle:
         if address is None:
             raise MemoryError("no memory for the weights of an optimized model.")
         self.address = address
-        weakref.finalize(self, free, address)
+        weakref.finalize(self, free, address).atexit = False  # at exit a thread may be computing; the system frees it
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an optimized model can be neither copied nor pickled: save the model, and optimize it anew.")

@@ -72,7 +72,7 @@ static void quantize_weight(const float *from, int width, int8_t *bytes, float *
     __m512i total = _mm512_setzero_si512();
     EACH_VECTOR (i, lanes, width) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_maskz_loadu_ps(lanes, from + i)));
     *scale = _mm512_reduce_max_ps(most) / LARGEST_CODE;
-    __m512 inverse = _mm512_set1_ps(*scale > 0 ? 1 / *scale : 0);
+    __m512 inverse = _mm512_set1_ps(*scale > FLT_MIN ? 1 / *scale : 0);
     EACH_VECTOR (i, lanes, width) {
         __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, from + i), inverse));
         total = _mm512_add_epi32(total, code);
@@ -108,7 +108,8 @@ static void pack_outputs(const struct source *source, int row, char *room) {
 
 struct packing {
     const struct source *sources;
-    int count, failed;
+    int count;
+    _Atomic int failed;
 };
 
 static void pack_sources(void *argument, int thread) {

@@ -2,6 +2,8 @@
 #ifndef DISTILBERT_ROWS_H
 #define DISTILBERT_ROWS_H
 
+#include <float.h>
+
 #include "product.h"
 
 struct norm {
@@ -21,18 +23,21 @@ struct table {
     for (int column = 0; column < (width); column += LANES) \
         for (__mmask16 lanes = first_lanes((width) - column), once = 1; once; once = 0)
 
-/* bytes, scale and low of a row, so that x = scale * byte + low to half a scale. */
+/* bytes, scale and low of a row, so that x = scale * byte + low to half a scale; all NaN if one of x is. */
 static void quantize_row(const float *x, int width, uint8_t *bytes, float *scale, float *low) {
     __m512 least = _mm512_set1_ps(x[0]), most = least;
+    __mmask16 nan = 0;
     EACH_VECTOR (i, lanes, width) {
         __m512 part = _mm512_mask_loadu_ps(least, lanes, x + i);
+        nan |= _mm512_cmp_ps_mask(part, part, _CMP_UNORD_Q);
         least = _mm512_min_ps(least, part);
         most = _mm512_max_ps(most, _mm512_mask_mov_ps(most, lanes, part));
     }
     *low = _mm512_reduce_min_ps(least);
     float span = _mm512_reduce_max_ps(most) - *low;
     *scale = span / 255;
-    __m512 inverse = _mm512_set1_ps(span > 0 ? 255 / span : 0), base = _mm512_set1_ps(*low);
+    if (nan) *low = NAN;
+    __m512 inverse = _mm512_set1_ps(span > FLT_MIN ? 255 / span : 0), base = _mm512_set1_ps(*low);
     EACH_VECTOR (i, lanes, width) {
         __m512 part = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, x + i), base), inverse);
         _mm512_mask_cvtusepi32_storeu_epi8(bytes + i, lanes, _mm512_cvtps_epi32(part));

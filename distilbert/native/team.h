@@ -7,12 +7,13 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 
 #include "vector.h"
 
 #define MOST_THREADS 256
-#define SPINS 20000   /* looks at a value before a thread without work sleeps, some 200 microseconds */
+#define SPINS 20000   /* looks at a value before a thread without work sleeps, less than a millisecond */
 #define PATIENCE 4000 /* looks before a thread lets others run: more threads than processors may be at work */
 
 struct team {
@@ -100,7 +101,12 @@ static void forget_workers(void) {
     team.calls = team.next = team.arrived = team.left = 0;
 }
 
+/* Workers take no signals: those are for the threads that the program has made. */
 static void start_workers(int wanted) {
+    if (team.workers >= wanted - 1) return;
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     pthread_attr_t detached;
     pthread_attr_init(&detached);
     pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
@@ -110,6 +116,7 @@ static void start_workers(int wanted) {
         if (pthread_create(&thread, &detached, work, (void *)(intptr_t)number) != 0) break;
     }
     pthread_attr_destroy(&detached);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 /* Before the first call. Not when the library is loaded: the processor may not have what this file is compiled for. */

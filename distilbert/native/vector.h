@@ -35,14 +35,6 @@ INLINE __m512 dot(const enum kind kind, __m512 sum, const void *a, __m512i b) {
 
 INLINE __m512 from_bfloat16(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
 
-/* Rounded to nearest, ties to even, without the instruction for it; NaN stays NaN. */
-INLINE uint16_t to_bfloat16(float x) {
-    uint32_t bits;
-    __builtin_memcpy(&bits, &x, 4);
-    if ((bits & 0x7FFFFFFF) > 0x7F800000) return (uint16_t)(bits >> 16 | 64);
-    return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
 /* Up to 16 numbers, as FLOAT or BFLOAT16. */
 INLINE __m512 load_numbers(enum kind kind, const void *from, __mmask16 lanes) {
     if (kind == FLOAT) return _mm512_maskz_loadu_ps(lanes, from);
@@ -70,7 +62,8 @@ INLINE __m512 exp2_negative(__m512 x, const int degree) {
     return _mm512_scalef_ps(y, n);
 }
 
-/* GELU(x) = max(x, 0) + q(|x|), where q(a) = -a / 2 erfc(a / sqrt 2) is smooth and vanishes: below 1e-7 from LIMIT on.
+/* GELU(x) = max(x, 0) + q(|x|), where q(a) = -a / 2 erfc(a / sqrt 2) is smooth and vanishes: it is taken for -1e-7
+ * from LIMIT on.
  * q is a polynomial in each of 16 intervals, computed once from the C library's erfc. */
 #define GELU_DEGREE 5
 #define GELU_LIMIT 5.5
