@@ -159,7 +159,7 @@ class FrozenModel(abc.ABC, Generic[Model]):
             model: for the calls that the fast path does not take; None if it was not kept.
         """
         self.config, self.head, self.pooling, self.precision = config, head, pooling, precision
-        self._reads_first_token = head in FIRST_TOKEN_HEADS or (pooling is not None and pooling.mode == "cls")
+        self._reads_first_token = reads_first_token(head, pooling)
         self._model = model
 
     def __call__(
@@ -256,6 +256,11 @@ class FrozenModel(abc.ABC, Generic[Model]):
 
         `choices` is how many rows stand for one result of multiple choice.
         """
+
+
+def reads_first_token(head: str, pooling: PoolingConfig | None) -> bool:
+    """Whether a head needs the hidden states of first tokens only."""
+    return head in FIRST_TOKEN_HEADS or (pooling is not None and pooling.mode == "cls")
 
 
 def identity(model: Any) -> tuple[DistilBertConfig, str, PoolingConfig | None]:

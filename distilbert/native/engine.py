@@ -14,7 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilbert.config import LAYER_NORM_EPS, DistilBertConfig, PoolingConfig
-from distilbert.inference import ANSWERS, EMBEDDING, FIRST_TOKEN_HEADS, MASKED_LM, MODEL, Tokens, check_finite
+from distilbert.inference import (
+    ANSWERS,
+    EMBEDDING,
+    FIRST_TOKEN_HEADS,
+    MASKED_LM,
+    MODEL,
+    Tokens,
+    check_finite,
+    reads_first_token,
+)
 from distilbert.native.library import KINDS, Handle, check, lacks, library
 from distilbert.reference import ACTIVATIONS as EXACT_ACTIVATIONS
 
@@ -73,7 +82,7 @@ class Engine:
         self.config, self.pooling = config, pooling
         self.budget = BUDGET
         self._encoder = new_encoder(config, weights, precision, threads)
-        self._first_only = head in FIRST_TOKEN_HEADS or (pooling is not None and pooling.mode == "cls")
+        self._first_only = reads_first_token(head, pooling)
         self.per_row = self._first_only or head == EMBEDDING
         self._head = head_of(head, config, pooling, weights, precision, threads)
         self.width = self._head.width
