@@ -9,7 +9,7 @@ Sources: Rumelhart et al. 1986 (back-propagation), Loshchilov and Hutter 2019 (A
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -384,18 +384,24 @@ def _of_last_hidden(
     return 2.0 * hidden / hidden.size
 
 
+def moment(values: Sequence[Float64], beta: float) -> Float64:
+    """The running mean after the steps whose values are given, latest first; it started at zero."""
+    return (1.0 - beta) * sum((beta**age * value for age, value in enumerate(values)), np.zeros_like(values[0]))
+
+
 def adamw(
     weight: Float64,
     gradient: Float64,
-    *,
+    *earlier: Float64,
     learning_rate: float,
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> Float64:
-    """A tensor after the first step of AdamW, whose moments start at zero."""
-    mean, square = (1.0 - betas[0]) * gradient, (1.0 - betas[1]) * gradient**2
-    mean, square = mean / (1.0 - betas[0]), square / (1.0 - betas[1])  # corrected for their start at zero
+    """A tensor after a step of AdamW. earlier: its gradients in the steps before, latest first."""
+    gradients = (gradient, *earlier)
+    mean, square = moment(gradients, betas[0]), moment([g**2 for g in gradients], betas[1])
+    mean, square = (x / (1.0 - beta ** len(gradients)) for x, beta in zip((mean, square), betas, strict=True))
     return weight - learning_rate * (mean / (np.sqrt(square) + eps) + weight_decay * weight)
 
 
@@ -403,15 +409,15 @@ def step(
     head: str,
     config: DistilBertConfig,
     weights: Weights,
-    of: Gradients,
-    *,
+    *of: Gradients,
     weight_decay: float,
     pooling: PoolingConfig | None = None,
     **options: Any,
 ) -> dict[str, Float64]:
-    """Every trained tensor after one step against its gradient in `of`; only kernels of dense layers decay."""
+    """Every trained tensor after one step against its gradients in `of`, latest first; only kernels of layers decay."""
     specs = weight_map.trained(config, head, pooling)
     decays = {name: weight_decay if spec.is_kernel else 0.0 for name, spec in specs.items()}
     return {
-        name: adamw(weights[name].astype(np.float64), of[name], weight_decay=decays[name], **options) for name in specs
+        name: adamw(weights[name].astype(np.float64), *(g[name] for g in of), weight_decay=decays[name], **options)
+        for name in specs
     }
