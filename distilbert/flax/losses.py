@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -73,23 +74,74 @@ def within(positions: Array, seq: int) -> Array:
     return jnp.where((positions >= 0) & (positions < seq), positions, IGNORE)
 
 
-def multiple_negatives_ranking_loss(anchors: Array, positives: Array, *, scale: float = 20.0) -> Array:
+def multiple_negatives_ranking_loss(
+    anchors: Array, positives: Array, *, scale: float = 20.0, weights: Array | None = None
+) -> Array:
     """Each anchor's positive against those of the others: cross entropy of the scaled cosine similarities.
 
-    anchors, positives: (batch, dim). Source: Henderson et al. 2017, section 4.4; Reimers and Gurevych 2019.
+    anchors, positives: (batch, dim). weights: (batch,), with which each pair counts, 1 / batch by default; a pair of
+    weight 0 does not exist, so that it is no negative of the others either.
+    Source: Henderson et al. 2017, section 4.4; Reimers and Gurevych 2019.
 
     Raises:
         ValueError: the two differ in shape.
     """
     check_pairs(anchors, positives)
     scores = unit(anchors) @ unit(positives).T * scale  # (batch, batch)
-    return cross_entropy(scores, jnp.arange(len(scores)))
+    labels = jnp.arange(len(scores))
+    if weights is None:
+        return cross_entropy(scores, labels)
+    scores = jnp.where(weights != 0, scores, jnp.finfo(scores.dtype).min)
+    return weighted_cross_entropy(scores, labels, weights)
+
+
+def weighted_cross_entropy(logits: Array, labels: Array, weights: Array) -> Array:
+    """Sum of weights * -log softmax(logits)[label]. A label of weight 0 may be anything.
+
+    logits: (..., classes); labels: (...), integers; weights: (...).
+    """
+    counts = weights != 0
+    targets = jnp.where(counts, labels, 0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(at_least_float32(logits), targets)  # (...)
+    return (weights * losses).sum()
+
+
+def weighted_squared_error(x: Array, y: Array, weights: Array) -> Array:
+    """Sum of weights * (x - y)^2. x, y: of one shape; the weights are broadcast to it."""
+    return (weights * (at_least_float32(x) - at_least_float32(y)) ** 2).sum()
+
+
+def weighted_binary_cross_entropy(logits: Array, labels: Array, weights: Array) -> Array:
+    """Sum of weights * binary cross entropy of the logits. All of one shape; labels from 0 to 1."""
+    logits = at_least_float32(logits)
+    return (weights * optax.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype))).sum()
+
+
+def distillation_loss(student_logits: Array, teacher_logits: Array, weights: Array, *, temperature: float) -> Array:
+    """T^2 * sum of weights * KL(softmax(teacher / T) || softmax(student / T)). No gradient reaches the teacher.
+
+    logits: (..., classes); weights: (...). Source: Hinton et al. 2015, arXiv 1503.02531, section 2.
+    """
+    student = jax.nn.log_softmax(at_least_float32(student_logits) / temperature)
+    teacher = jax.nn.log_softmax(at_least_float32(jax.lax.stop_gradient(teacher_logits)) / temperature)
+    probabilities = jnp.exp(teacher)
+    losses = jnp.where(probabilities > 0, probabilities * (teacher - student), 0.0).sum(-1)  # (...)
+    return temperature**2 * (weights * losses).sum()
+
+
+def cosine_loss(student: Array, teacher: Array, weights: Array) -> Array:
+    """Sum of weights * (1 - cosine); a zero vector has the cosine 0. No gradient reaches the teacher.
+
+    student, teacher: (..., dim); weights: (...).
+    """
+    cosines = (unit(student) * unit(jax.lax.stop_gradient(teacher))).sum(-1)  # (...)
+    return (weights * (1.0 - cosines)).sum()
 
 
 def unit(x: Array) -> Array:
-    """Rows scaled to length 1; a zero row stays zero, and its gradient is zero. x: (batch, dim)."""
+    """Rows scaled to length 1; a zero row stays zero, and its gradient is zero. x: (..., dim)."""
     x = at_least_float32(x)
-    squares = (x * x).sum(-1, keepdims=True)  # (batch, 1)
+    squares = (x * x).sum(-1, keepdims=True)  # (..., 1)
     return jnp.where(squares > 0, x, 0.0) / jnp.sqrt(jnp.maximum(squares, 1e-24))
 
 

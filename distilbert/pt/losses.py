@@ -73,10 +73,13 @@ def within(positions: Tensor, seq: int) -> Tensor:
     return positions.where((positions >= 0) & (positions < seq), IGNORE)
 
 
-def multiple_negatives_ranking_loss(anchors: Tensor, positives: Tensor, *, scale: float = 20.0) -> Tensor:
+def multiple_negatives_ranking_loss(
+    anchors: Tensor, positives: Tensor, *, scale: float = 20.0, weights: Tensor | None = None
+) -> Tensor:
     """Each anchor's positive against those of the others: cross entropy of the scaled cosine similarities.
 
-    anchors, positives: (batch, dim). Source: Henderson et al. 2017, section 4.4; Reimers and Gurevych 2019.
+    anchors, positives: (batch, dim). weights: (batch,), default 1 / batch each; a pair whose weight is 0 does not
+    exist, for the others either. Source: Henderson et al. 2017, section 4.4; Reimers and Gurevych 2019.
 
     Raises:
         ValueError: the two differ in shape.
@@ -84,7 +87,52 @@ def multiple_negatives_ranking_loss(anchors: Tensor, positives: Tensor, *, scale
     check_pairs(anchors, positives)
     with torch.autocast(anchors.device.type, enabled=False):
         scores = unit(anchors) @ unit(positives).T * scale  # (batch, batch)
-    return cross_entropy(scores, torch.arange(len(scores), device=scores.device))
+    labels = torch.arange(len(scores), device=scores.device)
+    if weights is None:
+        return cross_entropy(scores, labels)
+    return weighted_cross_entropy(scores.where(weights != 0, torch.finfo(scores.dtype).min), labels, weights)
+
+
+def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Sum of weights * -log softmax(logits)[label]. A label whose weight is 0 may be anything.
+
+    logits: (..., num_labels); labels: (...), integers; weights: (...).
+    """
+    logits, weights = at_least_float32(logits).reshape(-1, logits.shape[-1]), weights.flatten()
+    labels = labels.flatten().long().where(weights != 0, IGNORE)
+    return (weights * F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")).sum()
+
+
+def weighted_squared_error(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """Sum of weights * (x - y)^2. x and y: of one shape, to which the weights broadcast."""
+    return (weights * (at_least_float32(x) - at_least_float32(y)) ** 2).sum()
+
+
+def weighted_binary_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Sum of weights * -log of the probability, sigmoid(logits), that each label is as it is, all of one shape."""
+    logits = at_least_float32(logits)
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits), weights.to(logits), reduction="sum")
+
+
+def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, weights: Tensor, *, temperature: float) -> Tensor:
+    """Temperature^2 * sum of weights * KL(softmax(teacher / temperature) || softmax(student / temperature)).
+
+    logits: (..., num_labels); weights: (...). The teacher gets no gradient. Source: Hinton et al. 2015, section 2.
+    """
+    student = (at_least_float32(student_logits) / temperature).log_softmax(-1)
+    teacher = (at_least_float32(teacher_logits.detach()) / temperature).log_softmax(-1)
+    share = teacher.exp()  # (..., num_labels)
+    divergence = (share * (teacher - student)).where(share > 0, 0.0).sum(-1)  # where both are -inf, nothing
+    return temperature**2 * (weights * divergence).sum()
+
+
+def cosine_loss(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+    """Sum of weights * (1 - cosine of the two); the cosine of a zero vector is 0. The teacher gets no gradient.
+
+    student, teacher: (..., dim); weights: (...).
+    """
+    cosine = (unit(student) * unit(teacher.detach())).sum(-1)
+    return (weights * (1.0 - cosine)).sum()
 
 
 def unit(x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from distilbert.config import LAYER_NORM_EPS, DistilBertConfig
 from distilbert.outputs import BaseModelOutput
 from distilbert.positions import sinusoidal_table
 from distilbert.pt.attention import FLASH, KERNELS, Ragged, attend, attend_flash, attend_fused, keep_mask, ragged
+from distilbert.pt.packed import Packing, attend_packed, packing_of
 from distilbert.pt.pretrained import PretrainedModel, as_tensor, values
 
 
@@ -133,12 +134,14 @@ class MultiHeadSelfAttention(nn.Module):
         self.dropout = nn.Dropout(config.attention_dropout)
 
     def forward(
-        self, x: Tensor, keep: Tensor | Ragged | None, head_mask: Tensor | None, output_attentions: bool
+        self, x: Tensor, keep: Tensor | Ragged | Packing | None, head_mask: Tensor | None, output_attentions: bool
     ) -> tuple[Tensor, Tensor | None]:
         q, k, v = self.split(self.q_lin(x)), self.split(self.k_lin(x)), self.split(self.v_lin(x))
         dropout_p, probabilities = self.dropout.p if self.training else 0.0, None
         if isinstance(keep, Ragged):
             context = attend_flash(q, k, v, keep, dropout_p)
+        elif isinstance(keep, Packing):
+            context = attend_packed(q, k, v, keep, dropout_p)
         elif self.attn_implementation == "eager" or head_mask is not None or output_attentions:
             context, probabilities = attend(q, k, v, keep, head_mask, self.dropout)
         else:
@@ -179,7 +182,7 @@ class TransformerBlock(nn.Module):
         self.output_layer_norm = layer_norm(config)
 
     def forward(
-        self, x: Tensor, keep: Tensor | Ragged | None, head_mask: Tensor | None, output_attentions: bool
+        self, x: Tensor, keep: Tensor | Ragged | Packing | None, head_mask: Tensor | None, output_attentions: bool
     ) -> tuple[Tensor, Tensor | None]:
         attended, probabilities = self.attention(x, keep, head_mask, output_attentions)
         x = self.sa_layer_norm(attended + x)
@@ -198,7 +201,7 @@ class Transformer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        keep: Tensor | Ragged | None,
+        keep: Tensor | Ragged | Packing | None,
         head_mask: Tensor | None,
         output_hidden_states: bool,
         output_attentions: bool,
@@ -221,6 +224,8 @@ class DistilBertModel(PretrainedModel):
         model = DistilBertModel.from_pretrained("folder")
         hidden = model(input_ids, attention_mask).last_hidden_state  # (batch, seq, dim)
     """
+
+    packs = False  # see packed.packed
 
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__(config)
@@ -273,6 +278,9 @@ class DistilBertModel(PretrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
+        if self.packs and (packing := packing_of(attention_mask)):
+            x = self.embeddings(packing.pack(input_ids), packing.columns, None)  # (1, total, dim)
+            return packing.unpack(self.transformer(x, packing, None, output_hidden_states, False))
         x = self.embeddings(input_ids, position_ids, inputs_embeds)  # (batch, seq, dim)
         keep = keep_mask(attention_mask)
         if self.attn_implementation == FLASH and head_mask is None and not output_attentions:
