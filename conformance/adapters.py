@@ -6,6 +6,7 @@ Everything goes in and comes out as NumPy arrays under canonical names, so that 
 from __future__ import annotations
 
 import abc
+import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,9 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilbert.backends import load_backend
+from distilbert.training.objective import Objective
 
 Arrays = dict[str, NDArray[Any]]
 Inputs = Mapping[str, Any]
+Loss = Callable[[Any, Inputs], Any]  # of a model and inputs, a scalar of the framework
+
+HASTE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # of programs that run once
 
 
 class Adapter(abc.ABC):
@@ -30,6 +35,7 @@ class Adapter(abc.ABC):
         self.model, self.dtype, self.compiled = model, dtype, compiled
         self.module = load_backend(self.backend)
         self.losses = importlib.import_module(f"distilbert.{self.backend}.losses")
+        self.objectives = importlib.import_module(f"distilbert.{self.backend}.objectives")
         self.training = importlib.import_module(f"distilbert.{self.backend}.training")
 
     def outputs(self, inputs: Inputs) -> tuple[Any, Any]:
@@ -46,6 +52,21 @@ class Adapter(abc.ABC):
         """The gradient of the loss with respect to every trained tensor."""
         with self.module.exact(self.dtype):
             return self._named(self.differentiate(inputs))
+
+    def objective(self, objective: Objective, teacher: Any, *given: Inputs) -> tuple[Inputs, Inputs, Arrays]:
+        """What the teacher gives, the losses by name, and the gradient of the objective for every trained tensor.
+
+        given: inputs, targets and weights of a batch, in arrays of the framework.
+        """
+        inputs, targets, weights = given
+        taught = self.objectives.teach(teacher, inputs, targets, objective) if objective.needs_teacher else {}
+        parts: dict[str, Any] = {}
+
+        def loss(model: Any, _: Inputs) -> Any:
+            parts.update(self.objectives.losses(model, inputs, targets, weights, objective, taught))
+            return self.objectives.total(parts, objective)
+
+        return taught, parts, self._named(self.differentiate({}, loss))
 
     def step(self, inputs: Inputs, **options: Any) -> tuple[Arrays, Arrays]:
         """The gradients, and every trained tensor after one step of AdamW. The model is changed."""
@@ -90,8 +111,8 @@ class Adapter(abc.ABC):
         return np.asarray(x)
 
     @abc.abstractmethod
-    def differentiate(self, inputs: Inputs) -> Any:
-        """The gradients of the loss, as the framework has them."""
+    def differentiate(self, inputs: Inputs, loss: Loss | None = None) -> Any:
+        """The gradients of a loss of model and inputs, by default of its own, as the framework has them."""
 
     def by_name(self, gradients: Any) -> Mapping[str, Any]:
         """What `differentiate` returned, by canonical name."""
@@ -114,12 +135,12 @@ class PyTorch(Adapter):
     def array(self, x: Any) -> NDArray[Any]:  # noqa: D102
         return self.module.pretrained.to_numpy(x)
 
-    def differentiate(self, inputs: Inputs) -> dict[str, Any]:  # noqa: D102
+    def differentiate(self, inputs: Inputs, loss: Loss | None = None) -> dict[str, Any]:  # noqa: D102
         import torch
 
         parameters = self.model.trained_parameters()
-        loss = self.loss(self.model, inputs)
-        gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+        value = (loss or self.loss)(self.model, inputs)
+        gradients = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
         return dict(zip(parameters, gradients, strict=True))
 
     def update(self, gradients: dict[str, Any], optimizer: Any) -> None:  # noqa: D102
@@ -138,13 +159,13 @@ class TensorFlow(Adapter):
 
         return tf.reduce_mean(x)
 
-    def differentiate(self, inputs: Inputs) -> dict[str, Any]:  # noqa: D102
+    def differentiate(self, inputs: Inputs, loss: Loss | None = None) -> dict[str, Any]:  # noqa: D102
         import tensorflow as tf
 
         variables = {name: variable.value for name, variable in self.model.trained_parameters().items()}
         with tf.GradientTape() as tape:
-            loss = self.loss(self.model, inputs)
-        gradients = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            value = (loss or self.loss)(self.model, inputs)
+        gradients = tape.gradient(value, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return {name: tf.convert_to_tensor(gradient) for name, gradient in gradients.items()}
 
     def update(self, gradients: dict[str, Any], optimizer: Any) -> None:  # noqa: D102
@@ -164,10 +185,17 @@ class Flax(Adapter):
     def call(self, model: Any, calls: Sequence[Mapping[str, Any]]) -> list[Any]:  # noqa: D102
         return self._program(lambda given: [given(**arguments) for arguments in calls])(model)
 
-    def differentiate(self, inputs: Inputs) -> Any:  # noqa: D102
+    def differentiate(self, inputs: Inputs, loss: Loss | None = None) -> Any:  # noqa: D102
         from flax import nnx
 
-        return self._program(nnx.grad(lambda model: self.loss(model, inputs)))(self.model)
+        return self._program(nnx.grad(lambda model: (loss or self.loss)(model, inputs)))(self.model)
+
+    def objective(self, objective: Objective, teacher: Any, *given: Inputs) -> tuple[Inputs, Inputs, Arrays]:  # noqa: D102
+        from flax import nnx
+
+        graphs, states = zip(nnx.split(self.model), nnx.split(teacher), strict=True)
+        taught, parts, gradients = _objective_in_jax(objective)(graphs, states, *given)
+        return taught, parts, self._named(gradients)
 
     def _program(self, function: Callable[..., Any]) -> Callable[..., Any]:
         from flax import nnx
@@ -183,6 +211,28 @@ class Flax(Adapter):
 
     def update(self, gradients: Any, optimizer: Any) -> None:  # noqa: D102
         optimizer.update(self.model, gradients)
+
+
+@functools.cache
+def _objective_in_jax(objective: Objective) -> Callable[..., Any]:
+    """As `Adapter.objective`, of the two models' graphs and states: one program for all batches of one shape."""
+    import jax
+    from flax import nnx
+
+    from distilbert.flax import objectives
+
+    def run(graphs: Any, states: Any, inputs: Any, targets: Any, weights: Any) -> Any:
+        student, teacher = (nnx.merge(*model) for model in zip(graphs, states, strict=True))
+        taught = objectives.teach(teacher, inputs, targets, objective) if objective.needs_teacher else {}
+
+        def loss(model: Any) -> Any:
+            parts = objectives.losses(model, inputs, targets, weights, objective, taught)
+            return objectives.total(parts, objective), parts
+
+        gradients, parts = nnx.grad(loss, has_aux=True)(student)
+        return taught, parts, gradients
+
+    return jax.jit(run, static_argnums=0, compiler_options=HASTE)
 
 
 ADAPTERS: dict[str, type[Adapter]] = {adapter.backend: adapter for adapter in (PyTorch, TensorFlow, Flax)}

@@ -11,20 +11,34 @@ import dataclasses
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from conformance.cases import ANSWERS, CHOICES, MASKED_LM, MODEL, OPTIONS, SENTENCE, SEQUENCE, TOKENS, Case
 from conformance.comparison import TOLERANCES, Parts, expected, first_failure
-from distilbert import reference, reference_training
+from distilbert import reference, reference_losses, reference_objectives, reference_training
 from distilbert.checks import IGNORE
 from distilbert.config import DenseConfig, PoolingConfig
 from distilbert.weight_map import WORD_EMBEDDINGS
 
 Weights = dict[str, Any]
 Function = Callable[..., Any]
-MODULES: dict[str, ModuleType] = {"forward": reference, "backward": reference_training}
+MODULES: dict[str, ModuleType] = {
+    "forward": reference,
+    "backward": reference_training,
+    "losses": reference_losses,
+    "objectives": reference_objectives,
+}
+
+
+class Fault(Protocol):
+    """What can be planted, in the specification of the models or of training."""
+
+    @property
+    def replace(self) -> Mapping[str, Any]:
+        """What stands in place of what, by "module.name"."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,7 @@ class Mutant:
 
 
 @contextlib.contextmanager
-def planted(mutant: Mutant) -> Generator[None]:
+def planted(mutant: Fault) -> Generator[None]:
     """The specification with the mutant's functions in place of its own."""
     places = {key: (MODULES[key.split(".")[0]], key.split(".")[1]) for key in mutant.replace}
     original = {key: getattr(*place) for key, place in places.items()}

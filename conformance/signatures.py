@@ -34,10 +34,10 @@ def _functions(backend: str) -> Iterator[tuple[str, list[str], list[str]]]:
         yield f"{name}(...)", SPEC["construct"][name], _parameters(head.__init__, idiom.get("construct", []))
         for method, parameters in SPEC["methods"].items():
             yield f"{name}.{method}", parameters, _parameters(getattr(head, method))
-    for part in ("losses", "training"):
+    for part in ("losses", "objectives", "training"):
         functions = importlib.import_module(f"distilbert.{backend}.{part}")
         for name, written in SPEC[part].items():
-            yield f"{part}.{name}", written, _parameters(getattr(functions, name))
+            yield f"{part}.{name}", written, _parameters(getattr(functions, name), idiom.get(part, []))
 
 
 def _parameters(function: Callable[..., Any], idiom: list[str] | None = None) -> list[str]:

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from conformance import comparison, goldens, signatures
+from conformance import comparison, goldens, signatures, training_mutants
 from conformance.adapters import ADAPTERS
 from conformance.cases import MODEL, Case, cases
-from conformance.comparison import Parts, Tolerance
+from conformance.comparison import TRAINING_TOLERANCES, Parts, Tolerance
+from conformance.loss_cases import loss_cases
 from conformance.mutants import MUTANTS, caught
+from conformance.objective_cases import objective_cases, step_cases
+from conformance.training_mutants import TRAINING_MUTANTS, TrainingCase
 from distilbert.backends import BACKENDS
 from distilbert.checkpoint.folder import REFERENCE_FORMATS
 from distilbert.weight_map import HEADS
@@ -22,6 +25,7 @@ from distilbert.weight_map import HEADS
 Progress = Callable[[int, int], None]
 PARTS = {"outputs": "outputs", "loss": "loss", "gradients": "gradients", "step": "one AdamW step"}
 TABLES = ("float32", "float64")
+TRAINING = {"losses": loss_cases, "objectives": objective_cases, "steps": step_cases}  # what of training is compared
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Result:
     """One comparison: what was compared, how far each part is from what it should be, and what failed, if anything."""
 
     name: str
-    head: str
+    head: str  # or what of training it is, a key of TRAINING
     dtype: str
     differences: dict[str, float]
     failure: str
@@ -41,15 +45,21 @@ class Report:
 
     backend: str
     cases: tuple[Result, ...]  # against the specification
+    training: tuple[Result, ...]  # against that of training
     goldens: tuple[Result, ...]  # against the reference implementation, from every file format
     mutants: dict[str, str]  # name -> where it shows; "" for one that passes unnoticed
     signatures: tuple[str, ...]  # what differs from the written ones
     seconds: float
 
     @property
+    def results(self) -> tuple[Result, ...]:
+        """Every comparison."""
+        return (*self.cases, *self.training, *self.goldens)
+
+    @property
     def failures(self) -> list[str]:
         """One line for each thing that is not as it must be."""
-        failed = [f"{r.name}: {r.failure}" for r in (*self.cases, *self.goldens) if r.failure]
+        failed = [f"{r.name}: {r.failure}" for r in self.results if r.failure]
         unnoticed = [f"mutant {name!r} passes unnoticed" for name, where in self.mutants.items() if not where]
         return failed + unnoticed + list(self.signatures)
 
@@ -57,13 +67,14 @@ class Report:
     def summary(self) -> str:
         """What was done, in a line."""
         noticed = len([name for name, where in self.mutants.items() if where])
-        return f"{len(self.cases)} cases, {len(self.goldens)} goldens, {noticed} of {len(self.mutants)} mutants noticed"
+        compared = f"{len(self.cases)} cases, {len(self.training)} of training, {len(self.goldens)} goldens"
+        return f"{compared}, {noticed} of {len(self.mutants)} mutants noticed"
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON holds it; a difference that is not finite is null."""
         values: dict[str, Any] = dataclasses.asdict(self)
         values |= {"failures": self.failures, "passed": not self.failures}
-        for entry in (*values["cases"], *values["goldens"]):
+        for entry in (*values["cases"], *values["training"], *values["goldens"]):
             entry["differences"] = {p: d if math.isfinite(d) else None for p, d in entry["differences"].items()}
         return values
 
@@ -82,14 +93,17 @@ def run(backend: str, *, every: bool = False, progress: Progress = lambda _done,
     start, kernels = time.perf_counter(), ADAPTERS[backend].kernels
     chosen = [(case, kernels if every or _shows_kernels(case) else kernels[:1]) for case in cases(every=every)]
     golden_runs = len(goldens.FOLDERS) * len(REFERENCE_FORMATS) * len(goldens.TOLERANCES)
-    total = sum(len(some) for _, some in chosen) + golden_runs + len(kernels) * len(MUTANTS)
+    training = [(group, case) for group, list_cases in TRAINING.items() for case in list_cases()]
+    planted = len(kernels) * len(MUTANTS) + len(TRAINING_MUTANTS)
+    total = sum(len(some) for _, some in chosen) + len(training) + golden_runs + planted
     done = iter(range(1, total + 1))
     tick: Callable[[], None] = lambda: progress(next(done), total)  # noqa: E731 - a counter, nothing more
     return Report(
         backend=backend,
         cases=tuple(_run_cases(backend, chosen, tick)),
+        training=tuple(_run_training(backend, training, tick)),
         goldens=tuple(_run_goldens(backend, tick)),
-        mutants=_run_mutants(backend, kernels, tick),
+        mutants=_run_mutants(backend, kernels, tick) | _run_training_mutants(backend, tick),
         signatures=tuple(signatures.differences(backend)),
         seconds=time.perf_counter() - start,
     )
@@ -110,6 +124,15 @@ def _run_cases(
             find = functools.partial(comparison.found, case, backend, kernel)
             yield _compare(name, case.head, case.dtype, wanted, find, tolerance)
             tick()
+
+
+def _run_training(
+    backend: str, chosen: Iterable[tuple[str, TrainingCase]], tick: Callable[[], None]
+) -> Iterator[Result]:
+    for group, case in chosen:
+        find = functools.partial(case.found, backend)
+        yield _compare(case.name, group, case.dtype, case.expected(), find, TRAINING_TOLERANCES[case.dtype])
+        tick()
 
 
 def _run_goldens(backend: str, tick: Callable[[], None]) -> Iterator[Result]:
@@ -138,6 +161,18 @@ def _run_mutants(backend: str, kernels: Sequence[str], tick: Callable[[], None])
     return places
 
 
+def _run_training_mutants(backend: str, tick: Callable[[], None]) -> dict[str, str]:
+    """Where each mutant of training shows: kernels are no part of it."""
+    places: dict[str, str] = {}
+    found: dict[str, Parts] = {}
+    for mutant in TRAINING_MUTANTS:
+        if mutant.case.name not in found:
+            found[mutant.case.name] = mutant.case.found(backend)
+        places[mutant.name] = training_mutants.caught(mutant, found[mutant.case.name])
+        tick()
+    return places
+
+
 def _compare(
     name: str, head: str, dtype: str, wanted: Parts, find: Callable[[], Parts], tolerance: Tolerance
 ) -> Result:
@@ -154,24 +189,46 @@ def markdown(reports: Sequence[Report]) -> str:
     """The largest difference per head and backend, as tables for the README: one for each dtype; and what was done."""
     names = " / ".join(BACKENDS[report.backend] for report in reports)
     tables = [f"{dtype}: {names}\n\n{_table(reports, dtype)}" for dtype in TABLES]
+    tables.append(f"training: {names}\n\n{_training_table(reports)}")
     return "\n\n".join([*tables, "; ".join(f"{BACKENDS[r.backend]}: {r.summary}" for r in reports) + "."])
 
 
 def _table(reports: Sequence[Report], dtype: str) -> str:
-    rows = [["class", *PARTS.values()], ["---"] * (1 + len(PARTS))]
+    rows = _heading("class")
     rows += [[f"`{head}`", *(_cell(reports, head, dtype, part) for part in PARTS)] for head in HEADS]
-    tolerance = comparison.TOLERANCES[dtype]
-    rows.append(["allowed", *(f"{getattr(tolerance, part):.0e}" for part in PARTS)])
+    rows.append(["allowed", *_allowed(comparison.TOLERANCES[dtype])])
+    return _lines(rows)
+
+
+def _training_table(reports: Sequence[Report]) -> str:
+    rows = _heading("training")
+    for dtype in TABLES:
+        for group in TRAINING:
+            cells = [_cell(reports, group, dtype, part) for part in PARTS]
+            rows += [[f"{group}, {dtype}", *cells]] if set(cells) != {"-"} else []
+        rows.append([f"allowed, {dtype}", *_allowed(TRAINING_TOLERANCES[dtype])])
+    return _lines(rows)
+
+
+def _heading(first: str) -> list[list[str]]:
+    return [[first, *PARTS.values()], ["---"] * (1 + len(PARTS))]
+
+
+def _allowed(tolerance: Tolerance) -> list[str]:
+    return [f"{getattr(tolerance, part):.0e}" for part in PARTS]
+
+
+def _lines(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _cell(reports: Sequence[Report], head: str, dtype: str, part: str) -> str:
     """The largest difference of each backend, over cases and goldens; a dash where the class has no such part."""
     found = [
-        [r.differences[part] for r in (*report.cases, *report.goldens)
-         if r.head == head and r.dtype == dtype and part in r.differences]
+        [r.differences[part] for r in report.results if (r.head, r.dtype) == (head, dtype) and part in r.differences]
         for report in reports
-    ]  # fmt: skip
-    if part == "loss" and head in ("DistilBertModel", "DistilBertForSentenceEmbedding"):
+    ]
+    no_loss = part == "loss" and head in ("DistilBertModel", "DistilBertForSentenceEmbedding")
+    if no_loss or (head in TRAINING and not any(found)):
         return "-"
     return " / ".join(f"{max(values, default=math.nan):.0e}" for values in found)

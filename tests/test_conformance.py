@@ -10,12 +10,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from conformance import __main__ as program
-from conformance import cases, comparison, signatures, suite
+from conformance import cases, comparison, signatures, suite, training_mutants
 from conformance.mutants import GRADIENTS, HEADS, LOSSES, MUTANTS, Mutant
+from conformance.training_mutants import TRAINING_MUTANTS
 from distilbert import weight_map
 from distilbert.backends import load_backend
 from distilbert.cli import main
+from distilbert.training.objective import HEAD_OF
 from tests.support import BACKENDS, ROOT, run_cli, run_python, to_numpy
+
+TRAINING_GROUPS = (training_mutants.LOSSES, training_mutants.OBJECTIVES, training_mutants.STEPS)
 
 
 def run_program(*arguments):
@@ -51,6 +55,16 @@ def test_every_case_agrees_with_the_specification(report):
     assert None not in [d for result in report["cases"] for d in result["differences"].values()]
 
 
+def test_training_agrees_with_its_specification(report):
+    """Every loss, the objective of every task, and the steps of a trainer."""
+    assert [f"{result['name']}: {result['failure']}" for result in report["training"] if result["failure"]] == []
+    listed = [case for list_cases in suite.TRAINING.values() for case in list_cases()]
+    assert [result["name"] for result in report["training"]] == [case.name for case in listed]
+    assert len({case.name for case in listed}) == len(listed)
+    assert {case.objective.task for case in suite.TRAINING["objectives"]()} == HEAD_OF.keys()
+    assert None not in [d for result in report["training"] for d in result["differences"].values()]
+
+
 def test_every_golden_agrees_with_the_reference_implementation(report):
     """Twelve models, four file formats, two dtypes."""
     assert [f"{result['name']}: {result['failure']}" for result in report["goldens"] if result["failure"]] == []
@@ -60,16 +74,17 @@ def test_every_golden_agrees_with_the_reference_implementation(report):
 
 def test_every_mutant_is_noticed(report):
     assert [name for name, where in report["mutants"].items() if not where] == []
-    assert report["mutants"].keys() == {mutant.name for mutant in MUTANTS}
-    assert len(MUTANTS) >= 20
-    assert min(map(len, (HEADS, LOSSES, GRADIENTS))) >= 5
+    assert report["mutants"].keys() == set(names := [mutant.name for mutant in (*MUTANTS, *TRAINING_MUTANTS)])
+    assert len(set(names)) == len(names)
+    assert min(map(len, (HEADS, LOSSES, GRADIENTS, *TRAINING_GROUPS))) >= 5
 
 
 def test_the_program_says_so_too(report):
     """Signatures included, and a line that counts what was done."""
     assert (report["passed"], report["signatures"], report["failures"], report["code"]) == (True, [], [], 0)
-    noticed = f"{len(MUTANTS)} of {len(MUTANTS)} mutants noticed"
-    assert re.match(rf"PASS: \w+: \d+ cases, 96 goldens, {noticed}, \d+ s\n", report["out"])
+    all_mutants = len(MUTANTS) + len(TRAINING_MUTANTS)
+    noticed = f"{all_mutants} of {all_mutants} mutants noticed"
+    assert re.match(rf"PASS: \w+: \d+ cases, \d+ of training, 96 goldens, {noticed}, \d+ s\n", report["out"])
 
 
 def test_another_signature_is_noticed(monkeypatch):
@@ -82,7 +97,7 @@ def test_a_mutant_that_changes_nothing_passes_unnoticed_and_fails_the_suite(back
     """Otherwise the test of the mutants could not fail."""
     monkeypatch.setattr(suite, "MUTANTS", (Mutant("harmless"),))
     mutants = suite._run_mutants(backend, ("eager",), lambda: None)
-    report = suite.Report(backend, (), (), mutants, (), 0.0)
+    report = suite.Report(backend, (), (), (), mutants, (), 0.0)
     assert report.failures == ["mutant 'harmless' passes unnoticed"]
     assert report.to_dict()["passed"] is False
 
@@ -158,13 +173,15 @@ def test_the_table_holds_the_largest_of_what_was_measured():
         suite.Result("", head, dtype, parts, "") for head in weight_map.HEADS for dtype in ("float32", "float64")
     ]
     worse = (*results, result("float32", gradients=3.4e-6), result("float64", gradients=2e-15))
-    table = suite.markdown([suite.Report("pt", worse, (), {}, (), 0.0), suite.Report("flax", (), worse, {}, (), 0.0)])
+    table = suite.markdown(
+        [suite.Report("pt", worse, (), (), {}, (), 0.0), suite.Report("flax", (), (), worse, {}, (), 0.0)]
+    )
     row = "| `DistilBertForTokenClassification` | 1e-07 / 1e-07 | 1e-07 / 1e-07 | 3e-06 / 3e-06 | 1e-07 / 1e-07 |"
     assert row in table.split("float64: PyTorch / Flax")[0]
 
 
 def test_a_report_is_json_without_nan():
-    report = suite.Report("pt", (result("float32", "outputs differ", outputs=math.inf),), (), {}, (), 0.0)
+    report = suite.Report("pt", (result("float32", "outputs differ", outputs=math.inf),), (), (), {}, (), 0.0)
     values = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert values["failures"] == ["a case: outputs differ"]
     assert values["cases"][0]["differences"] == {"outputs": None}
