@@ -23,6 +23,7 @@ _CORE = {
     "MissingDependencyError": "distilbert.errors",
     "PoolingConfig": "distilbert.config",
     "TokenizerError": "distilbert.errors",
+    "TrainingError": "distilbert.errors",
 }
 _MODELS = (
     "DistilBertForMaskedLM",

@@ -1,4 +1,4 @@
-"""The command line: `distilbert convert | inspect | verify | parity | embed`.
+"""The command line: `distilbert convert | inspect | verify | parity | embed | train | distill`.
 
 Exit codes: 0 done, 1 a check failed, 2 bad usage or bad input, 3 the environment (a missing package, disk space, a
 permission), 70 a bug of ours, 130 and 143 interrupted. Whatever is wrong is said in one line on standard error.
@@ -19,16 +19,25 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from distilbert import __version__
+from distilbert import __version__, cli_training
 from distilbert.backends import BACKENDS, NATIVE, check_backends, installed_backends, load_backend
 from distilbert.checkpoint import manifest, safely
 from distilbert.checkpoint.folder import WRITABLE
 from distilbert.checkpoint.loading import some
 from distilbert.checkpoint.sharding import parse_size
-from distilbert.errors import CheckpointError, DistilBertError, MissingDependencyError, VerificationError, escape
+from distilbert.checkpoint.student import parse_layers
+from distilbert.errors import (
+    CheckpointError,
+    DistilBertError,
+    MissingDependencyError,
+    StoppedError,
+    VerificationError,
+    escape,
+)
 from distilbert.inference import PRECISIONS
 from distilbert.parity import ParityReport, compare, read_texts
 from distilbert.progress import show_progress
+from distilbert.training.arguments import DistillationArguments, TrainingArguments
 
 # Typer's base class of usage errors, which is click's or typer's own copy of it, depending on the version.
 _UsageError: Any = typer.BadParameter.__mro__[2]
@@ -83,7 +92,7 @@ def convert(
     from weights_convert.convert import convert as run
 
     _end_by_exception()
-    numbers = None if layers is None else _parse_layers(layers)
+    numbers = None if layers is None else parse_layers(layers)
     size = None if shard_size is None else parse_size(shard_size)
     console = Console()
     with show_progress("Converting") as advance:
@@ -113,13 +122,6 @@ def _end_by_exception() -> None:
     """Let signals end in an exception, so that nothing half-written is left behind."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-
-
-def _parse_layers(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdecimal() for part in parts):
-        raise ValueError(f"layers must be numbers joined by commas, such as 0,2,4, got {text!r}.")
-    return [int(part) for part in parts]
 
 
 @app.command()
@@ -252,6 +254,10 @@ def embed(
     print_line(Console(), f"wrote {destination}: {rows} vectors of {encoder.width} numbers")
 
 
+app.command("train")(cli_training.command(TrainingArguments, cli_training.train))
+app.command("distill")(cli_training.command(DistillationArguments, cli_training.distill))
+
+
 def _check_places(source: str, destination: Path) -> None:
     if str(destination) == "-":
         raise ValueError("--out must be a file, got '-'.")
@@ -302,6 +308,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "distilbert", co
         code = _fail(2, f"{error.format_message()} Try '{program} --help'.")
     except (typer.Abort, KeyboardInterrupt):
         code = _fail(130, "interrupted.")
+    except StoppedError as error:
+        code = _fail(128 + error.number, str(error))
     except VerificationError as error:
         code = _fail(1, str(error))
     except (DistilBertError, ValueError) as error:

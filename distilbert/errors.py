@@ -81,6 +81,21 @@ class DataError(DistilBertError):
         super().__init__(escape(message))
 
 
+class TrainingError(DistilBertError):
+    """A run cannot go on: its loss is not finite, or it does not fit what it is to go on from."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escape(message))
+
+
+class StoppedError(Exception):
+    """A run was told to end by a signal, and has saved. The command line exits with 128 and the signal's number."""
+
+    def __init__(self, step: int, number: int) -> None:
+        super().__init__(f"stopped after step {step}, which is saved: the same command goes on from there.")
+        self.number = number
+
+
 class VerificationError(DistilBertError):
     """What was made is not what it should be, so it was not put in place. The command line exits with 1."""
 

@@ -17,13 +17,13 @@ from distilbert.checkpoint.opening import open_source
 from distilbert.checkpoint.publishing import new_folder
 from distilbert.checkpoint.saving import write_checkpoint
 from distilbert.checkpoint.sentence_transformers import SETTINGS_FILE, is_sentence_folder
+from distilbert.checkpoint.student import Student
 from distilbert.checkpoint.tensors import check_dtype
 from distilbert.config import MAX_CONFIG_BYTES
 from distilbert.errors import CheckpointError
 from distilbert.parity import ParityReport
 from distilbert.tokenization import OPTIONS_FILE, TOKENIZER_FILES
 from weights_convert.keras_hub import is_preset_folder, pack_tokenizer, unpack_tokenizer
-from weights_convert.student import Student
 from weights_convert.verification import check_bits, check_parity
 
 _MAX_COPIED_BYTES = 128 << 20

@@ -48,6 +48,18 @@ class Student(LazyWeights):
         return self._teacher.dtype(self._sources[name])
 
 
+def parse_layers(text: str) -> list[int]:
+    """The numbers of layers in a text such as 0,2,4.
+
+    Raises:
+        ValueError: they are not numbers joined by commas.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() for part in parts):
+        raise ValueError(f"layers must be numbers joined by commas, such as 0,2,4, got {text!r}.")
+    return [int(part) for part in parts]
+
+
 def _check(layers: Sequence[int], n_layers: int) -> None:
     if not layers or any(layer not in range(n_layers) for layer in layers) or len(set(layers)) < len(layers):
         listed = ",".join(map(str, layers))

@@ -1,0 +1,133 @@
+"""The models of a run: one to train, and its teacher, if it has one. Their initial weights are equal in every backend.
+
+Source of the student's layers: Sanh et al. 2019, arXiv 1910.01108, section 3; which of twelve: their released models.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distilbert.backends import load_backend
+from distilbert.checkpoint.opening import open_checkpoint
+from distilbert.checkpoint.student import Student, parse_layers
+from distilbert.config import DistilBertConfig
+from distilbert.errors import CheckpointError
+from distilbert.training.arguments import DistillationArguments, TrainingArguments
+from distilbert.training.objective import Objective
+
+OF_TWELVE = (0, 2, 4, 7, 9, 11)
+DROPOUTS = ("dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout")
+
+
+def load_model(arguments: TrainingArguments, backend: str, head: str, settings: Mapping[str, Any]) -> Any:
+    """The model that `arguments.model` names, with a new head where it has none that fits.
+
+    settings: config fields that the task sets, such as `id2label`.
+    """
+    return _load(backend, head, arguments.model, {**settings, **_dropouts(arguments)}, new_head=True)
+
+
+def load_teacher(arguments: DistillationArguments, backend: str, head: str) -> Any:
+    """The teacher.
+
+    Raises:
+        ValueError: it does not have the head that is distilled.
+    """
+    try:
+        return _load(backend, head, arguments.model, {}, new_head=False)
+    except CheckpointError as error:
+        if error.kind != "MissingTensor":
+            raise
+        raise ValueError(
+            f"{arguments.model}: a teacher of {arguments.task} must be a {head}: train it first."
+        ) from error
+
+
+def make_student(
+    arguments: DistillationArguments, backend: str, head: str, teacher: Any, objective: Objective, longest: int
+) -> Any:
+    """The student: a checkpoint of its own, or layers of the teacher, with its weights or random ones.
+
+    longest: the most tokens of a row.
+
+    Raises:
+        ValueError: it has another vocabulary than the teacher, or another width while hidden states are compared, or
+            fewer positions than rows may have tokens.
+    """
+    if arguments.student is not None:
+        settings = {"id2label": teacher.config.id2label, **_dropouts(arguments)}
+        student = _load(backend, head, arguments.student, settings, new_head=True)
+    else:
+        student = _cut(arguments, backend, head, teacher)
+    check_fit(student.config, teacher.config, objective)
+    check_length(student.config, longest)
+    return student
+
+
+def _cut(arguments: DistillationArguments, backend: str, head: str, teacher: Any) -> Any:
+    layers = _layers(arguments.layers, teacher.config.n_layers)
+    source = open_checkpoint(arguments.model, head)
+    weights = Student(source, layers)
+    kind = getattr(load_backend(backend), head)
+    student = kind.from_config(weights.config.replace(**_dropouts(arguments)), seed=arguments.seed, **source.settings)
+    if arguments.student_init == "teacher":
+        student.assign(dict(weights))
+    return student
+
+
+def _layers(text: str | None, n_layers: int) -> Sequence[int]:
+    """Those that the user named; by default the paper's six of twelve, and else every second."""
+    if text is not None:
+        return parse_layers(text)
+    return OF_TWELVE if n_layers == 12 else range(0, n_layers, 2)
+
+
+def check_fit(student: DistilBertConfig, teacher: DistilBertConfig, objective: Objective) -> None:
+    """Refuse a student whose outputs cannot be compared with its teacher's.
+
+    Raises:
+        ValueError: vocabulary, labels, or width differ.
+    """
+    if student.vocab_size != teacher.vocab_size:
+        raise ValueError(
+            f"student and teacher must have one vocabulary, got vocab_size={student.vocab_size} and "
+            f"{teacher.vocab_size}."
+        )
+    if objective.alpha_cos and student.dim != teacher.dim:
+        raise ValueError(
+            f"the cosine loss compares hidden states of one width, got dim={student.dim} and {teacher.dim}: "
+            "choose a student as wide as its teacher, or alpha_cos=0."
+        )
+    if objective.alpha_mse and objective.task == "sentence_embedding" and student.dim != teacher.dim:
+        raise ValueError(
+            f"the squared error compares embeddings of one width, got dim={student.dim} and {teacher.dim}: "
+            "choose a student as wide as its teacher."
+        )
+    if student.num_labels != teacher.num_labels:
+        raise ValueError(
+            f"student and teacher must have the same labels, got {student.num_labels} and {teacher.num_labels}."
+        )
+
+
+def check_length(student: DistilBertConfig, longest: int) -> None:
+    """Refuse a student that cannot read the longest rows.
+
+    Raises:
+        ValueError: it has fewer positions.
+    """
+    if student.max_position_embeddings < longest:
+        raise ValueError(
+            f"max_length must be at most the student's {student.max_position_embeddings} positions, got {longest}."
+        )
+
+
+def _load(backend: str, head: str, source: str, settings: Mapping[str, Any], *, new_head: bool) -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*new, with initial weights")  # which are about to be trained
+        return getattr(load_backend(backend), head).from_pretrained(source, new_head=new_head, **settings)
+
+
+def _dropouts(arguments: TrainingArguments) -> dict[str, float]:
+    return {} if arguments.dropout is None else dict.fromkeys(DROPOUTS, arguments.dropout)
