@@ -1,0 +1,121 @@
+"""What distillation gives, at our size: the paper's ablation on package descriptions.
+
+A teacher is made from a trained encoder by masked-LM training. Students of half its layers learn from it: with the
+triple loss, without each of its losses, without a teacher, and with it from random weights. Teacher and students are
+then fine-tuned on the sections of packages. Source: Sanh et al. 2019, tables 1 and 4.
+Run it on the files of `tools.package_texts`; it ends with a JSON of every run and a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from distilbert.checkpoint import safely
+
+STUDENTS: dict[str, tuple[str, ...]] = {
+    "triple loss": (),
+    "without divergence": ("--alpha-kl", "0"),
+    "without masked LM": ("--alpha-task", "0"),
+    "without cosine": ("--alpha-cos", "0"),
+    "without teacher": ("--alpha-kl", "0", "--alpha-cos", "0"),
+    "random weights": ("--student-init", "random"),
+}
+
+
+def main() -> None:
+    """Run the study."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="a trained encoder")
+    parser.add_argument("texts", type=Path, help="folder of tools.package_texts")
+    parser.add_argument("out", type=Path, help="folder for the runs, which go on where they were broken off")
+    parser.add_argument("--teacher-epochs", type=float, default=10)
+    parser.add_argument("--student-epochs", type=float, default=10)
+    parser.add_argument("--section-epochs", type=float, default=3)
+    parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--token-budget", type=int, default=16384)
+    parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--seeds", type=int, default=1, help="fine-tunings of each model on the sections")
+    parser.add_argument("--at-once", type=int, default=1, help="runs at the same time")
+    study(parser.parse_args())
+
+
+def study(arguments: argparse.Namespace) -> None:
+    """All runs, and what they show."""
+    out, started = arguments.out, time.monotonic()
+    teacher = run(arguments, "train", arguments.model, out / "teacher", "masked-lm", "text", arguments.teacher_epochs,
+                  "--learning-rate", "5e-4")  # fmt: skip
+    students = together(arguments, [
+        ("distill", teacher, out / name.replace(" ", "-"), "masked-lm", "text", arguments.student_epochs,
+         "--learning-rate", "5e-4", *options) for name, options in STUDENTS.items()
+    ])  # fmt: skip
+    names = ["teacher", *STUDENTS]
+    seeds = range(arguments.seeds)
+    tuned = together(arguments, [
+        ("train", model, model.parent / f"sections-{seed}", "text-classification", "sections",
+         arguments.section_epochs, "--learning-rate", "1e-4", "--seed", str(seed))
+        for model in (teacher, *students) for seed in seeds
+    ])  # fmt: skip
+    found = {
+        name: {
+            "masked_lm": report(model.parent),
+            "sections": [report(run.parent) for run in tuned[i * len(seeds) : (i + 1) * len(seeds)]],
+        }
+        for i, (name, model) in enumerate(zip(names, (teacher, *students), strict=True))
+    }
+    safely.write_json(out / "study.json", {"seconds": round(time.monotonic() - started), "runs": found})
+    sys.stdout.write(table(found))
+
+
+def together(arguments: argparse.Namespace, runs: Sequence[tuple[Any, ...]]) -> list[Path]:
+    """Several runs, some at the same time; the folders of their models."""
+    with ThreadPoolExecutor(arguments.at_once) as pool:
+        return list(pool.map(lambda one: run(arguments, *one), runs))
+
+
+def run(
+    arguments: argparse.Namespace, kind: str, model: Path, out: Path, task: str, data: str, epochs: float, *options: str
+) -> Path:
+    """One run; the folder of its model."""
+    files = [str(arguments.texts / f"{data}-{part}.jsonl") for part in ("train", "eval")]
+    command = [
+        sys.executable, "-m", "distilbert", kind, str(model), "--task", task, "--out", str(out),
+        "--train-data", files[0], "--eval-data", files[1], "--backend", "pt", "--epochs", str(epochs),
+        "--max-length", str(arguments.max_length), "--token-budget", str(arguments.token_budget),
+        "--batch-size", str(arguments.token_budget // 8), "--precision", arguments.precision,
+        "--eval-every", str(sys.maxsize), *options,  # once, at the end
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own
+    sys.stderr.write(f"{out.parent.name}/{out.name}: {done.stdout}{done.stderr}\n")
+    done.check_returncode()
+    return out / "model"
+
+
+def report(folder: Path) -> dict[str, Any]:
+    """What a run reported."""
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Each model's masked LM and section accuracy, and what part of the teacher's that is."""
+    rows = ["| model | perplexity | masked tokens right | sections right | of the teacher's |", "|---|---|---|---|---|"]
+    best: float | None = None
+    for name, runs in found.items():
+        words, accuracies = runs["masked_lm"]["metrics"], [one["metrics"]["accuracy"] for one in runs["sections"]]
+        accuracy = sum(accuracies) / len(accuracies)
+        best = best or accuracy
+        rows.append(
+            f"| {name} | {words['perplexity']:.2f} | {words['accuracy']:.2%} | {accuracy:.2%} | {accuracy / best:.1%} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    main()
