@@ -1,7 +1,8 @@
 # Each target works alone on a machine that has Python >= 3.11 and pip; a second run installs nothing again.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install parity test conformance vectors interop bench bench-quick tokenizers cost faults sanitize lint format clean
+.PHONY: help install parity test conformance vectors interop bench bench-quick bench-training tokenizers study cost faults kills \
+  sanitize lint format clean
 
 PYTHON ?= python3
 TENSORFLOW ?= tensorflow-cpu  # x86-64 Linux; elsewhere: make install TENSORFLOW=tensorflow
@@ -18,7 +19,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 export KERAS_BACKEND := tensorflow
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Make .venv with the package, all three frameworks and the tools
 
@@ -79,6 +80,11 @@ bench: $(FOLDERS) $(PEERS:%=build/%/.installed) build/bench-runtimes/.installed 
 bench-quick: $(FOLDERS) build/interop5/.installed build/bench-runtimes/.installed ## Time the headline workloads in PyTorch's precisions, in under 5 minutes
 	$(BIN)/python -m benchmarks.inference --quick --seconds 15 --results build/bench-quick.json
 
+bench-training: $(FOLDERS) build/interop5/.installed ## Time steps of fine-tuning and distillation against transformers' (by hand; TEXTS=FILE)
+	@test -n "$(TEXTS)" || { echo 'give TEXTS=FILE: JSON lines with "text"' >&2; exit 2; }
+	$(BIN)/python -m benchmarks.training --model $< --text $(TEXTS) --peer build/interop5/bin/python \
+	  --json build/bench-training.json --markdown build/bench-training.md
+
 tokenizers: $(FOLDERS) build/interop4/.installed build/interop5/.installed ## Hold the tokenizers to the library's and the reference's results and speed (long; by hand)
 	@test -n "$(TEXTS)" || { echo 'give TEXTS=FILE: 50 000 JSON lines or more with "title" and "text"' >&2; exit 2; }
 	$(BIN)/python -m tools.tokenizer_agreement code-points
@@ -91,12 +97,20 @@ tokenizers: $(FOLDERS) build/interop4/.installed build/interop5/.installed ## Ho
 	$(BIN)/python -m benchmarks.tokenizers --text $(TEXTS) --vocabulary $< \
 	  --peer4 build/interop4/bin/python --peer5 build/interop5/bin/python
 
+study: $(FOLDERS) ## Distil a student with, and without each of, the paper's losses (hours; by hand; TEXTS=FILE; on a GPU if there is one)
+	@test -n "$(TEXTS)" || { echo 'give TEXTS=FILE: JSON lines with "section", "tags", "title" and "text"' >&2; exit 2; }
+	$(BIN)/python -m tools.package_texts $(TEXTS) build/texts
+	$(BIN)/python -m tools.distillation_study $< build/texts build/study
+
 cost: $(INSTALLED) ## Measure memory and time of conversions at base size (by hand; needs 2 GB of disk)
 	rm -rf build/cost
 	$(BIN)/python -m tools.conversion_cost build/cost
 
 faults: $(INSTALLED) ## Try every fault at every system call of a save, kills, races and readers (long; by hand; needs strace)
 	$(BIN)/python -m tools.fault_injection
+
+kills: $(INSTALLED) ## Kill runs of training at random moments, and compare the bits in which they end (long; by hand)
+	$(BIN)/python -m tools.training_kills build/kills
 
 sanitize: ## Run the kernels under the C compiler's sanitizers (by hand; needs AVX-512)
 	mkdir -p build
@@ -122,7 +136,7 @@ clean: ## Remove what the other targets made, the virtual environment included
 $(INSTALLED): pyproject.toml constraints.txt build_kernels.py $(KERNELS)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  -e '.[pt,flax,formats,hub,dev]' keras $(TENSORFLOW)
+	  -e '.[pt,flax,formats,hub,train,dev]' keras $(TENSORFLOW)
 	touch $@
 
 $(SOURCE): tools/checkpoint.txt | $(INSTALLED)

@@ -88,6 +88,21 @@ def run_python(*arguments, timeout=300, **options):
     )
 
 
+def without(*packages):
+    """Code for a fresh interpreter in which these packages cannot be imported.
+
+    They are not None in `sys.modules`, where SciPy, which Keras imports, looks for PyTorch.
+    """
+    return f"""
+import importlib.abc, sys
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {packages!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+"""
+
+
 @functools.cache
 def find_strace():
     """The command, if it is there and the system lets it trace; None otherwise, as in some containers."""

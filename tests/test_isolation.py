@@ -5,9 +5,11 @@ import json
 
 import pytest
 
-from tests.support import BACKENDS, REFERENCE_FOLDERS, ROOT, run_python
+from tests.support import BACKENDS, REFERENCE_FOLDERS, ROOT, run_python, without
 
 FRAMEWORKS = {"pt": ["torch"], "tf": ["tensorflow", "keras"], "flax": ["jax", "flax"]}
+# What the core imports only where it is used, since not everybody has it.
+OPTIONAL = {"transformers", "h5py", "pyarrow", "sklearn", "scipy", "matplotlib", "tensorboard", "ray"}
 FORMAT_FILES = ["model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"]
 
 # The layers of the design, lowest first; a module may import what stands in its own layer or below.
@@ -25,12 +27,26 @@ LAYERS = [
     ],
     ["config", "outputs", "positions"],
     ["weight_map", "checks", "tokenization"],
-    ["checkpoint", "initialization", "reference", "reference_training", "resizing"],
+    # What the specification, the backends and the loop agree on.
+    ["training.objective", "training.batches", "training.randomness", "training.trainer"],
+    [
+        "checkpoint",
+        "initialization",
+        "reference",
+        "reference_training",
+        "reference_losses",
+        "reference_objectives",
+        "resizing",
+    ],
     ["backends"],
     ["parity", "inference"],
     ["native"],
     ["tasks"],
+    ["training"],
+    ["training.run"],
+    ["training.tuning"],
     ["pt", "tf", "flax"],
+    ["cli_training"],
     ["cli"],
     ["__main__"],
 ]
@@ -71,7 +87,21 @@ print(json.dumps(sorted(sys.modules)))
 """
     modules = fresh(code)
     assert "weights_convert.convert" in modules
-    assert not {"torch", "tensorflow", "keras", "jax", "flax", "transformers", "h5py"} & set(modules)
+    assert not {name for names in FRAMEWORKS.values() for name in names} & set(modules)
+    assert not OPTIONAL & set(modules)
+
+
+def test_the_names_of_training_resolve_without_a_framework():
+    code = """
+import json, sys
+from distilbert.training import DistillationArguments, TrainingArguments, distill, search, train
+places = [name.__module__ for name in (DistillationArguments, TrainingArguments, distill, search, train)]
+print(json.dumps([places, sorted(sys.modules)]))
+"""
+    places, modules = fresh(code)
+    assert places == [f"distilbert.training.{name}" for name in ("arguments", "arguments", "run", "tuning", "run")]
+    assert not {name for names in FRAMEWORKS.values() for name in names} & set(modules)
+    assert not OPTIONAL & set(modules)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -81,10 +111,8 @@ def test_each_backend_reads_every_format_without_the_other_frameworks(backend):
     The others are made unimportable, since TensorFlow itself imports jax where it can.
     """
     others = [name for other in BACKENDS if other != backend for name in FRAMEWORKS[other]] + ["transformers"]
-    code = f"""
+    code = f"""{without(*others)}
 import json, shutil, sys, tempfile
-for name in {others!r}:
-    sys.modules[name] = None
 from pathlib import Path
 import numpy as np
 from distilbert.{backend} import DistilBertModel
@@ -102,7 +130,7 @@ for folder in map(Path, {[str(f) for f in REFERENCE_FOLDERS]!r}):
         pairs += [(a, expected[f"attentions.{{i}}"]) for i, a in enumerate(out.attentions)]
         arrays = [(np.asarray(a.detach() if hasattr(a, "detach") else a), e) for a, e in pairs]
         worst[f"{{folder.name}}/{{file}}"] = max(float(np.abs(a - e).max()) for a, e in arrays)
-print(json.dumps([worst, [name for name, module in sys.modules.items() if module is not None]]))
+print(json.dumps([worst, list(sys.modules)]))
 """
     worst, modules = fresh(code)
     assert len(worst) == 8

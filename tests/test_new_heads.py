@@ -9,7 +9,7 @@ from distilbert.backends import load_backend
 from distilbert.checkpoint.saving import save_checkpoint
 from distilbert.errors import CheckpointError, ConfigError
 from distilbert.weight_map import HEADS
-from tests.support import BACKENDS, run, run_python
+from tests.support import BACKENDS, run, run_python, without
 
 MODEL, MASKED_LM, SEQUENCE, ANSWERS, TOKENS, CHOICES, SENTENCE = HEADS
 NAMES = {0: "no", 1: "perhaps", 2: "yes"}
@@ -187,10 +187,7 @@ def test_old_names_resolve_to_their_framework_alone(prefix, backend):
     names = [prefix + head for head in HEADS]
     others = {"pt": "torch", "tf": "tensorflow", "flax": "flax"}
     del others[backend]
-    code = f"""
-import sys
-for name in {[*others.values()]!r}:
-    sys.modules[name] = None
+    code = f"""{without(*others.values())}
 from distilbert import {", ".join(names)}
 import distilbert.{backend}
 for name in {names!r}:

@@ -10,10 +10,17 @@ import pytest
 
 from distilbert.backends import load_inference
 from distilbert.inference import FrozenModel
+from distilbert.training.trainer import Trainer
 from tests.support import BACKENDS, ROOT
 
-FILES = ("attention.py", "heads.py", "losses.py", "model.py", "pretrained.py", "training.py")
+FILES = ("attention.py", "heads.py", "losses.py", "model.py", "objectives.py", "pretrained.py")
 FAST = ("inference.py", "products.py", "unpadded.py")  # what is fastest in a framework is its own
+# How a framework differentiates and where it computes is its own too; what others call has the same names and order.
+CALLED = {
+    "training.py": ["adamw", "trainer", "Trainer"],
+    "devices.py": ["session"],
+}
+ALONE = {"pt": ["packed.py"]}  # training without padding, which compiled shapes exclude
 COMPILED = {"token_budget", "cache"}  # options of programs that are compiled for one shape each, which Flax alone has
 RUNS = {"forward", "call", "__call__"}  # how each framework names the method that runs a module
 
@@ -22,6 +29,8 @@ IDIOM = {
         # variable-length flash kernels, which PyTorch alone has
         "Ragged", "ragged", "_packed", "_starts", "attend_flash", "flash_kernel", "check_flash",
         "attend_fused",  # Keras has no fused kernel on TensorFlow
+        "on_kept_tokens",  # as packed.py
+        "shared_ranking_loss",  # pairs of all devices are each other's negatives, for which JAX needs nothing
         "tie_weights", "tie_again",  # the projector's parameter is the table's own; elsewhere the table is passed to it
         "_empty", "Undrawn",  # a model without memory, instead of one that is drawn and then overwritten
         "from_numpy", "to_numpy", "device", "dtype",  # tensors are no arrays, and live on a device; Keras has its dtype
@@ -29,16 +38,16 @@ IDIOM = {
     "tf": {
         "normal", "lowest",  # Keras's initializer; the finite minimum of a dtype
         "FixedTable", "PaddedTable", "Dropout", "TiedProjector",  # layers that Keras lacks
-        "AdamW",  # Keras's own has its epsilon elsewhere
         "build", "config",  # variables appear in build(), for which layers keep the config
         "__call__", "unpack", "compute_loss", "get_config", "_from_keras_config",  # fit, predict, .keras files
+        "shared_ranking_loss",  # as above
         "renew_variable", "_source",  # a variable cannot change its shape; a tied projector has none
         "train_function", "test_function", "predict_function", "_forget_traces",  # compiled functions keep old sizes
     },
     "flax": {
         "FixedTable", "PaddedTable", "TiedProjector",  # modules that NNX lacks
         "attend_fused", "check_cudnn",  # JAX's own kernels
-        "_new", "kernels",  # a model needs generators; which parameters decay
+        "_new",  # a model needs generators
         "_source", "dtype",  # as above
     },
 }  # fmt: skip
@@ -72,7 +81,8 @@ def plain(names):
 
 def test_the_same_files():
     listed = {backend: sorted(p.name for p in (ROOT / "distilbert" / backend).glob("*.py")) for backend in BACKENDS}
-    assert listed["pt"] == listed["tf"] == listed["flax"] == sorted(["__init__.py", *FILES, *FAST])
+    for backend in BACKENDS:
+        assert listed[backend] == sorted(["__init__.py", *FILES, *FAST, *CALLED, *ALONE.get(backend, [])])
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -90,6 +100,33 @@ def test_classes_have_the_same_attributes_and_methods_in_the_same_order(file):
         if name == "PretrainedModel":  # Keras models have a __call__ around the `call` of their subclasses
             tf[1].remove("call")
         assert pt == tf == flax, name
+
+
+@pytest.mark.parametrize("file", CALLED)
+def test_what_training_calls_has_the_same_names_in_the_same_order(file):
+    for backend in BACKENDS:
+        assert [name for name, *_ in outline(backend, file) if name in CALLED[file]] == CALLED[file], backend
+
+
+def test_trainers_have_the_methods_of_the_protocol_with_the_same_parameters_in_the_same_order():
+    wanted = [
+        (name, list(inspect.signature(method).parameters))
+        for name, method in vars(Trainer).items()
+        if inspect.isfunction(method) and not name.startswith("_")
+    ]
+    assert [name for name, _ in wanted] == ["step", "predict", "teach", "state", "restore", "weights", "agree"]
+    for backend in BACKENDS:
+        found = parameters(backend, "training.py", "Trainer")
+        assert [(name, names) for name, names in found if name in dict(wanted)] == wanted, backend
+
+
+def parameters(backend, file, name):
+    """(method, names of its parameters) of a class, in the order of the file."""
+    tree = ast.parse((ROOT / "distilbert" / backend / file).read_text())
+    node = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    for method in node.body:
+        if isinstance(method, ast.FunctionDef):
+            yield method.name, [argument.arg for argument in (*method.args.args, *method.args.kwonlyargs)]
 
 
 def test_the_listed_differences_exist():
