@@ -200,6 +200,11 @@ def test_a_run_ends_early_and_keeps_its_best_model(place, tmp_path):
     assert report["steps"] == max(judged) == report["best_step"] + 6 < 200
     assert judged[report["best_step"]] == max(judged.values()) == report["metrics"]["accuracy"]
     kept = (out / "model" / "model.safetensors").read_bytes()
+    log = (out / "log.jsonl").read_bytes()
+    (out / "report.json").unlink()  # as if killed between the last checkpoint and the report
+    assert run_cli(*command(place, out, *options))[::2] == (0, "")
+    assert (out / "log.jsonl").read_bytes() == log
+    assert json.loads((out / "report.json").read_text())["steps"] == report["steps"]
     again = tmp_path / "again"
     options = (*options[:-2], "--epochs", 99, "--save-every", report["best_step"])
     assert run_cli(*command(place, again, *options))[::2] == (0, "")

@@ -212,7 +212,7 @@ class _Run:
             start, progress = saved.step, saved.progress
             if progress["done"] and not allowed and (self.out / REPORT_FILE).exists():
                 return Report(**safely.read_json(self.out / REPORT_FILE))
-            progress = {**progress, "done": False}  # it may end later now
+            progress = {**progress, "done": progress["done"] and not allowed}  # it may end later now
         if self.writes:
             count_attempt(self.out, start)
         began = time.monotonic()
