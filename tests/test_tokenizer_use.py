@@ -208,8 +208,10 @@ def test_windows_take_time_that_grows_with_the_text(minilm):
         assert len(rows["input_ids"]) > n // 32
         return time.process_time() - start
 
-    seconds(1000)
-    assert seconds(80_000) < 2.6**3 * seconds(10_000) + 1
+    def best(n):  # of several: other tests' threads and objects to collect cost whole seconds now and then
+        return min(seconds(n) for _ in range(3))
+
+    assert best(80_000) < 2.6**3 * best(10_000) + 1
 
 
 def test_only_second_cuts_pairs_without_special_tokens_too(tokenizer):
