@@ -332,6 +332,29 @@ class TestStep:
             trainer.step(0, normalized([new_batch("masked_lm", seed)]), 1e-3)
         assert training.gradients._cache_size() == before
 
+    @pytest.mark.parametrize("task", ["single_label_classification", "masked_lm", "sentence_embedding"])
+    def test_a_last_batch_is_filled_up_to_the_shape_of_the_others(self, task):
+        whole, last = new_batch(task, rows=8), new_batch(task, 1, rows=6)
+        filled = dataclasses.replace(last, full=4 if last.paired else 8)
+        first, second, alone = (new_trainer(task) for _ in range(3))
+        first.step(0, normalized([whole]), 1e-3)
+        first.predict(whole)
+        before = training.gradients._cache_size(), training.predict._cache_size()
+        found, predicted = second.step(0, normalized([filled]), 1e-3), second.predict(filled)
+        assert (training.gradients._cache_size(), training.predict._cache_size()) == before
+        expected = alone.step(0, normalized([last]), 1e-3)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+        assert found.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-5)
+        assert_equal(predicted, alone.predict(last), rtol=1e-4, atol=1e-5)
+
+    def test_chosen_positions_grow_with_the_rows(self):
+        batch = new_batch("masked_lm", rows=40)
+        n = len(batch.targets["positions"])
+        found = training.filled(dataclasses.replace(batch, full=64), 1)
+        assert found.rows == 64
+        assert n * 1.6 <= len(found.targets["positions"]) < n * 1.6 + 64
+        assert not found.weights["labels"][n:].any()
+
     def test_lengths_are_multiples_of_32_as_far_as_the_positions_reach(self):
         assert new_trainer("regression").length_multiple == 32
         assert new_trainer("regression", STILL.replace(max_position_embeddings=24)).length_multiple == 8

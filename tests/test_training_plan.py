@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distilbert.training.batches import Batch, normalized
-from distilbert.training.planning import Plan, by_length, cut
+from distilbert.training.planning import Plan, by_length, cut, full_size
 from distilbert.training.randomness import derive, generator
 from distilbert.training.schedule import learning_rate
 
@@ -35,6 +35,12 @@ def test_batches_keep_within_their_budget():
 def test_an_example_above_the_budget_is_a_batch_of_its_own():
     batches = list(cut(np.arange(3), np.array([5, 900, 5]), 8, 100))
     assert [list(batch) for batch in batches] == [[0], [1], [2]]
+
+
+def test_full_batches_have_the_batch_size_unless_a_budget_cuts_them():
+    assert full_size(100, 16, None) == plan().full == 16 == max(map(len, all_batches(plan())))
+    assert full_size(5, 16, None) == 5
+    assert full_size(100, 16, 512) == plan(token_budget=512).full == 0
 
 
 def test_grouping_leaves_little_padding():

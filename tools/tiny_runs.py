@@ -94,7 +94,7 @@ def _chosen(random: Random, count: int) -> Iterator[dict[str, Any]]:
 
 def _plain(random: Random, count: int) -> Iterator[dict[str, Any]]:
     for _ in range(count):
-        yield {"text": " ".join(word for _ in range(3) for word in sentence(random, random.choice([*TOPICS])))}
+        yield {"text": " ".join(word for _ in range(2) for word in sentence(random, random.choice([*TOPICS])))}
 
 
 def _paired(random: Random, count: int) -> Iterator[dict[str, Any]]:

@@ -259,7 +259,8 @@ def teachings(recipe: Recipe, teacher: Any, arrays: Any) -> dict[str, Array]:
 def unpaired(batch: Batch) -> Batch:
     """The rows of a batch, each for itself, with nothing that counts them; of masked LM the positions stay."""
     targets = batch.targets if batch.has_positions else {}
-    return replace(batch, targets=targets, weights={}, teacher={}, paired=False)
+    full = batch.full * 2 if batch.paired else batch.full
+    return replace(batch, targets=targets, weights={}, teacher={}, paired=False, full=full)
 
 
 def counted(batch: Batch, name: str) -> int:
@@ -287,8 +288,8 @@ def look_up(recipe: Recipe, parameters: Any, rest: Any, inputs: Mapping[str, Arr
 def reseed(model: Any, seed: Array) -> None:
     """Give each dropout of the model its own stream of random numbers, a function of the seed."""
     streams = [module for _, module in nnx.iter_graph(model) if isinstance(module, nnx.RngStream)]
-    for number, stream in enumerate(streams):
-        stream.key.set_value(jax.random.fold_in(jax.random.key(seed), number))
+    for stream, key in zip(streams, jax.random.split(jax.random.key(seed), len(streams)), strict=True):
+        stream.key.set_value(key)
         stream.count.set_value(jnp.zeros((), jnp.uint32))
 
 
@@ -298,16 +299,17 @@ def filled(batch: Batch, parts: int) -> Batch:
     Dropout differs by the place of a row. Only of pairs does what is added change that of others.
     """
     units, multiple = (batch.rows // 2, math.lcm(PAIRS, parts)) if batch.paired else (batch.rows, parts)
-    numbers = np.arange(filled_size(units, multiple))
-    if len(numbers) > units:
+    size = filled_size(max(units, batch.full), multiple)
+    numbers = np.arange(size)
+    if size > units:
         batch = batch.take(np.where(numbers < units, numbers, 0), numbers < units)
-    return fill_positions(batch, parts) if batch.has_positions else batch
+    return fill_positions(batch, size / units, parts) if batch.has_positions else batch
 
 
-def fill_positions(batch: Batch, parts: int) -> Batch:
-    """More chosen positions, the first place of the batch again and again."""
+def fill_positions(batch: Batch, growth: float, parts: int) -> Batch:
+    """More chosen positions, the first place of the batch again and again: at least as many more as there are rows."""
     n = len(batch.targets["positions"])
-    missing = filled_size(n, math.lcm(POSITIONS, parts)) - n
+    missing = filled_size(math.ceil(n * growth), math.lcm(POSITIONS, parts)) - n
 
     def longer(arrays: Arrays) -> Arrays:
         by_row = ("hidden",)

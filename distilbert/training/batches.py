@@ -38,6 +38,8 @@ class Batch:
     teacher: what a teacher gave for this batch, if it was computed before: `logits` and `hidden`, as `teach` returns;
         where nothing counts, anything.
     paired: whether the first half of the rows are anchors, and the second half, in the same order, their positives.
+    full: rows, or pairs, of all batches of the run but the smaller last ones; 0 where each has its own number. A
+        framework that compiles shapes fills up to it.
     """
 
     inputs: Arrays
@@ -45,6 +47,7 @@ class Batch:
     weights: Arrays = field(default_factory=dict[str, NDArray[Any]])
     teacher: Arrays = field(default_factory=dict[str, NDArray[Any]])
     paired: bool = False
+    full: int = 0
 
     @property
     def rows(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +20,7 @@ from distilbert.training import metrics
 from distilbert.training.answers import Window, answer_scores, best_spans
 from distilbert.training.batches import Arrays, Batch
 from distilbert.training.metrics import Metrics
-from distilbert.training.planning import by_length, cut
+from distilbert.training.planning import by_length, cut, full_size
 from distilbert.training.store import Store
 from distilbert.training.tasks import SentenceEmbedding, Task, TokenClassification
 from distilbert.training.tasks.base import Example
@@ -66,11 +67,12 @@ def evaluate(trainer: Trainer, store: Store, *, batch_size: int, token_budget: i
     Raises:
         DataError: none has a label.
     """
-    evaluation = new_evaluation(store.task)
-    order = by_length(np.arange(len(store)), store.lengths)
+    evaluation, multiple = new_evaluation(store.task), trainer.length_multiple
+    order, full = by_length(np.arange(len(store)), store.lengths), full_size(len(store), batch_size, token_budget)
     for micro, numbers in enumerate(cut(order, store.lengths, batch_size, token_budget)):
-        examples, multiple = store.examples(numbers), trainer.length_multiple
+        examples = store.examples(numbers)
         batch = store.task.collate(examples, step=STEP, micro=micro, length_multiple=multiple)
+        batch = replace(batch, full=full)
         evaluation.add(batch, trainer.predict(batch), examples, numbers.tolist())
     return evaluation.result()
 

@@ -69,6 +69,11 @@ class Plan:
         return ends
 
     @property
+    def full(self) -> int:
+        """See `full_size`."""
+        return full_size(len(self._lengths), self._batch_size, self._token_budget)
+
+    @property
     def total_steps(self) -> int:
         """How many steps there are."""
         return self._ends[-1]
@@ -107,6 +112,11 @@ class Plan:
 def by_length(indices: Indices, lengths: NDArray[np.int32]) -> Indices:
     """`indices`, shortest first; equal ones stay in their order."""
     return indices[np.argsort(lengths[indices], kind="stable")]
+
+
+def full_size(count: int, batch_size: int, token_budget: int | None) -> int:
+    """How many of `count` examples all batches but the smaller last ones have; 0 where each has its own number."""
+    return min(count, batch_size) if token_budget is None else 0
 
 
 def cut(

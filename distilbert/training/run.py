@@ -261,10 +261,11 @@ class _Run:
 
     def _batches(self, step: int) -> list[Batch]:
         store, multiple = self.data.train, self.trainer.length_multiple
-        return normalized([
+        batches = (
             store.task.collate(store.examples(indices), step=step, micro=micro, length_multiple=multiple)
             for micro, indices in enumerate(self.plan.batches(step))
-        ])  # fmt: skip
+        )
+        return normalized([dataclasses.replace(batch, full=self.plan.full) for batch in batches])
 
     def _evaluate(self, store: Store) -> Metrics:
         size, budget = self.arguments.batch_size, self.arguments.token_budget
