@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from distilbert.tokenization.fast import DistilBertTokenizerFast
 from tests.support import run_cli
-from tools.tiny_runs import HEADS, WORDS, make_model, write_examples
+from tools.tiny_runs import HEADS, SPECIAL, WORDS, make_model, write_examples
 
 GOOD = {"text": "the cat is red .", "label": "animals"}
 OTHER = {"text": "the red is a cat .", "label": "colours"}
@@ -28,6 +29,9 @@ def place(tmp_path_factory):
     make_model(folder / "teacher", HEADS["masked-lm"], n_layers=2)
     make_model(folder / "narrow", HEADS["masked-lm"], n_layers=1, dim=16)
     make_model(folder / "few-words", HEADS["masked-lm"], n_layers=1, vocab_size=len(WORDS) - 1)
+    make_model(folder / "other-words", HEADS["masked-lm"], n_layers=1)
+    swapped = [*SPECIAL, *WORDS[6:4:-1], *WORDS[7:]]
+    DistilBertTokenizerFast({word: i for i, word in enumerate(swapped)}).save_pretrained(folder / "other-words")
     write_examples(folder / "masked-lm.jsonl", "masked-lm", 20)
     write_lines(folder / "good.jsonl", [GOOD, OTHER] * 6)
     return folder
@@ -100,7 +104,7 @@ def test_a_file_without_examples_is_refused(place, tmp_path, name, content, mess
     ("options", "message"),
     [
         (
-            ("--metric", "beauty"),
+            ("--metric", "beauty", "--eval-data", "good.jsonl"),
             "metric must be one of accuracy, f1_macro, f1_micro, f1_weighted, loss, got 'beauty'.",
         ),
         (("--class-weights", "animals=2,songs=3"), "class_weights must be balanced, or LABEL=NUMBER"),
@@ -109,7 +113,11 @@ def test_a_file_without_examples_is_refused(place, tmp_path, name, content, mess
         (("--class-weights", "animals=nan"), "class_weights must be 'balanced' or a finite number of at least 0"),
         (("--class-weights", "animals=-1"), "class_weights must be 'balanced' or a finite number of at least 0"),
         (("--max-length", 65), "max_length must be at most the model's 64, got 65."),
-        (("--patience", 2), "patience needs eval_data"),
+        (("--patience", 2), "patience needs eval_data, which is not given."),
+        (("--metric", "loss"), "metric needs eval_data, which is not given."),
+        (("--stride", 4), "stride is for question-answering: leave it out for text-classification."),
+        (("--mask-smoothing", 0), "mask_smoothing is for masked-lm: leave it out for text-classification."),
+        (("--task", "multiple-choice"), "labels is for text-classification and token-classification: leave it out"),
         (("--learning-rate", "nan"), "learning_rate must be a number above 0, got nan."),
         (("--task", "poetry"), "task must be one of text-classification"),
         (("--field", "text"), "field must be FIELD=COLUMN"),
@@ -119,6 +127,7 @@ def test_a_file_without_examples_is_refused(place, tmp_path, name, content, mess
     ids=lambda part: "-".join(map(str, part)).strip("-") if isinstance(part, tuple) else "",
 )
 def test_a_wrong_argument_is_refused_at_the_start(place, tmp_path, options, message):
+    options = [place / option if option == "good.jsonl" else option for option in options]
     assert message in one_line(train(place, tmp_path, place / "good.jsonl", *options))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -136,13 +145,22 @@ def test_a_wrong_argument_is_refused_at_the_start(place, tmp_path, options, mess
             f"student and teacher must have one vocabulary, got vocab_size={len(WORDS) - 1} and",
         ),
         ({"student": "narrow"}, "the cosine loss compares hidden states of one width, got dim=16 and 32"),
+        (
+            {"student": "other-words"},
+            "student and teacher must have one vocabulary, but 'cat' has the id 6 in the student's and 5 in the",
+        ),
+        ({"student": "other-words", "layers": "0"}, "layers and student_init make a student of the teacher"),
+        ({"labels": "a,b", "task": "text-classification"}, "labels are those of the teacher: leave them out."),
+        ({"cache-top-k": 8}, "cache_top_k needs teacher_cache, which is not given."),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused_at_the_start(place, tmp_path, options, message):
     options = dict(options)
-    student = options.pop("student", None)
-    extra = () if student is None else ("--student", place / student)
-    assert message in one_line(distill(place, tmp_path, *extra, **options))
+    given = {name: options.pop(name) for name in ("teacher", "task") if name in options}
+    if "student" in options:
+        options["student"] = place / options["student"]
+    extra = [part for name, value in options.items() for part in (f"--{name}", value)]
+    assert message in one_line(distill(place, tmp_path, *extra, **given))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -25,11 +25,12 @@ TASKS = (
 POLICIES = ("stop", "skip")
 LOGIT_POSITIONS = ("masked", "all")
 INITIAL = ("teacher", "random")
+WITH_LABELS = ("text-classification", "token-classification")
 
 
-def option(default: Any, text: str) -> Any:
-    """A field with the text that `--help` shows."""
-    return dataclasses.field(default=default, metadata={"help": text})
+def option(default: Any, text: str, *, tasks: tuple[str, ...] = TASKS, needs: str | None = None) -> Any:
+    """A field: the text that `--help` shows, the tasks in which it acts, and the field without which it does not."""
+    return dataclasses.field(default=default, metadata={"help": text, "tasks": tasks, "needs": needs})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +50,20 @@ class TrainingArguments:
     eval_data: tuple[Path, ...] = option((), "File of examples to evaluate on.")
     backend: str | None = option(None, f"One of {', '.join(BACKENDS)}; default the first that is installed.")
     field: tuple[str, ...] = option((), "Where a field of the task is found: FIELD=COLUMN, such as text=title.")
-    labels: str | None = option(None, "Names of the labels, joined by commas; default what the data shows, sorted.")
-    problem_type: str | None = option(
-        None, "single_label_classification, multi_label_classification or regression; default what the data shows."
+    labels: str | None = option(
+        None, "Names of the labels, joined by commas; default what the data shows, sorted.", tasks=WITH_LABELS
     )
-    class_weights: str | None = option(None, '"balanced", or LABEL=WEIGHT joined by commas.')
+    problem_type: str | None = option(
+        None,
+        "single_label_classification, multi_label_classification or regression; default what the data shows.",
+        tasks=("text-classification",),
+    )
+    class_weights: str | None = option(None, '"balanced", or LABEL=WEIGHT joined by commas.', tasks=WITH_LABELS)
     on_error: OnError = option("stop", "What a bad example does: stop, or skip, which counts it.")
     max_length: int | None = option(None, "The most tokens of an example; default 384 for questions, else 512.")
-    stride: int = option(128, "Tokens that two windows of one context share, in question answering.")
+    stride: int = option(
+        128, "Tokens that two windows of one context share, in question answering.", tasks=("question-answering",)
+    )
     batch_size: int = option(32, "The most examples of a batch.")
     token_budget: int | None = option(None, "The most tokens of a batch, padding included.")
     accumulation: int = option(1, "Batches of a step.")
@@ -72,9 +79,13 @@ class TrainingArguments:
     eps: float = option(1e-8, "Of AdamW.")
     max_grad_norm: float = option(1.0, "Gradients of a larger norm are scaled down to it; 0 for any norm.")
     dropout: float | None = option(None, "Every dropout of the model; default what its config says.")
-    min_length: int = option(12, "The fewest tokens of a text, or of its last part, that masked LM learns from.")
-    mask_probability: float = option(0.15, "Part of the tokens that masked LM predicts.")
-    mask_smoothing: float = option(0.7, "How much more often rare tokens are masked; 0 for all alike.")
+    min_length: int = option(
+        12, "The fewest tokens of a text, or of its last part, that masked LM learns from.", tasks=("masked-lm",)
+    )
+    mask_probability: float = option(0.15, "Part of the tokens that masked LM predicts.", tasks=("masked-lm",))
+    mask_smoothing: float = option(
+        0.7, "How much more often rare tokens are masked; 0 for all alike.", tasks=("masked-lm",)
+    )
     precision: str = option("float32", f"Of the model's compute: {', '.join(PRECISIONS)}.")
     gradient_checkpointing: bool = option(False, "Compute each layer twice and keep less in memory.")
     seed: int = option(0, "Of order, masks, dropout and new weights.")
@@ -82,11 +93,11 @@ class TrainingArguments:
     devices: int | None = option(
         None, "Of this process; default one processor, or all accelerators, of which PyTorch takes one."
     )
-    eval_every: int | None = option(None, "Steps between two evaluations; default an epoch.")
+    eval_every: int | None = option(None, "Steps between two evaluations; default an epoch.", needs="eval_data")
     save_every: int = option(500, "Steps between two checkpoints.")
     keep: int = option(2, "How many checkpoints stay.")
-    patience: int | None = option(None, "End after that many evaluations without a better one.")
-    metric: str | None = option(None, "What decides which evaluation is better; default the task's.")
+    patience: int | None = option(None, "End after that many evaluations without a better one.", needs="eval_data")
+    metric: str | None = option(None, "What decides which evaluation is better; default the task's.", needs="eval_data")
     skip_nonfinite: bool = option(False, "Leave out steps whose loss is not finite, rather than stop.")
     allow_changed: tuple[str, ...] = option((), "Go on although this differs from the broken-off run, such as threads.")
 
@@ -94,10 +105,9 @@ class TrainingArguments:
         self._make_paths()
         self._check_choices()
         self._check_numbers()
+        self._check_use()
         if not self.train_data:
             raise ValueError("train_data must name at least one file.")
-        if self.patience is not None and not self.eval_data:
-            raise ValueError("patience needs eval_data: without evaluations none is better.")
         for entry in self.field:
             if entry.count("=") != 1 or not all(entry.split("=")):
                 raise ValueError(f"field must be FIELD=COLUMN, such as text=title, got {entry!r}.")
@@ -138,6 +148,17 @@ class TrainingArguments:
         for name in ("beta_1", "beta_2"):
             check_number(name, getattr(self, name), 0, below=1)
 
+    def _check_use(self) -> None:
+        """Refuse what would act on nothing."""
+        for field in dataclasses.fields(self):
+            name, tasks, needs = field.name, field.metadata.get("tasks", TASKS), field.metadata.get("needs")
+            if getattr(self, name) == field.default:
+                continue
+            if self.task not in tasks:
+                raise ValueError(f"{name} is for {' and '.join(tasks)}: leave it out for {self.task}.")
+            if needs and not getattr(self, needs):
+                raise ValueError(f"{name} needs {needs}, which is not given.")
+
     @property
     def columns(self) -> Mapping[str, str]:
         """Where the task's fields are found, for those that have another name."""
@@ -170,9 +191,11 @@ class DistillationArguments(TrainingArguments):
     alpha_mse: float | None = option(
         None, "Weight of the squared error of logits or embeddings; default 0.5 for regression, else 0."
     )
-    logit_positions: str = option("masked", "Where masked LM compares distributions: masked tokens, or all.")
+    logit_positions: str = option(
+        "masked", "Where masked LM compares distributions: masked tokens, or all.", tasks=("masked-lm",)
+    )
     teacher_cache: Path | None = option(None, "Folder that keeps the teacher's outputs for further runs.")
-    cache_top_k: int = option(64, "How many logits of a distribution are kept there.")
+    cache_top_k: int = option(64, "How many logits of a distribution are kept there.", needs="teacher_cache")
 
     def _make_paths(self) -> None:
         super()._make_paths()
@@ -190,6 +213,13 @@ class DistillationArguments(TrainingArguments):
         check_number("cache_top_k", self.cache_top_k, 1, whole=True)
         for name in ("alpha_kl", "alpha_task", "alpha_cos", "alpha_mse"):
             check_number(name, getattr(self, name), 0)
+
+    def _check_use(self) -> None:
+        super()._check_use()
+        if self.labels is not None:
+            raise ValueError("labels are those of the teacher: leave them out.")
+        if self.student is not None and (self.layers is not None or self.student_init != "teacher"):
+            raise ValueError("layers and student_init make a student of the teacher: leave them out, or student.")
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

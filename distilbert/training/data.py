@@ -123,8 +123,6 @@ def _weighted(task: Task, text: str | None) -> Task:
     """The task with class weights, which are given by the names of its labels."""
     if text is None:
         return task
-    if not hasattr(task, "class_weights"):
-        raise ValueError(f"{task.name} has no classes to weigh: leave out class_weights.")
     if text == "balanced":
         return dataclasses.replace(task, class_weights=text)  # pyright: ignore[reportCallIssue]
     names = [*task.config_changes["id2label"].values()]

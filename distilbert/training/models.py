@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from distilbert.backends import load_backend
+from distilbert.checkpoint.hub import find_folder
 from distilbert.checkpoint.opening import open_checkpoint
 from distilbert.checkpoint.student import Student, parse_layers
+from distilbert.checkpoint.wanted import encoder_files
 from distilbert.config import DistilBertConfig
 from distilbert.errors import CheckpointError
+from distilbert.tokenization.checks import shown
+from distilbert.tokenization.fast import DistilBertTokenizerFast
+from distilbert.tokenization.files import TOKENIZER_FILE, VOCABULARY_FILE
 from distilbert.training.arguments import DistillationArguments, TrainingArguments
+from distilbert.training.data import Data
 from distilbert.training.objective import Objective
 
 OF_TWELVE = (0, 2, 4, 7, 9, 11)
@@ -45,12 +52,8 @@ def load_teacher(arguments: DistillationArguments, backend: str, head: str) -> A
         ) from error
 
 
-def make_student(
-    arguments: DistillationArguments, backend: str, head: str, teacher: Any, objective: Objective, longest: int
-) -> Any:
+def make_student(arguments: DistillationArguments, backend: str, objective: Objective, teacher: Any, data: Data) -> Any:
     """The student: a checkpoint of its own, or layers of the teacher, with its weights or random ones.
-
-    longest: the most tokens of a row.
 
     Raises:
         ValueError: it has another vocabulary than the teacher, or another width while hidden states are compared, or
@@ -58,11 +61,13 @@ def make_student(
     """
     if arguments.student is not None:
         settings = {"id2label": teacher.config.id2label, **_dropouts(arguments)}
-        student = _load(backend, head, arguments.student, settings, new_head=True)
+        student = _load(backend, objective.head, arguments.student, settings, new_head=True)
     else:
-        student = _cut(arguments, backend, head, teacher)
+        student = _cut(arguments, backend, objective.head, teacher)
     check_fit(student.config, teacher.config, objective)
-    check_length(student.config, longest)
+    check_length(student.config, data.task.limit)
+    if arguments.student is not None:
+        check_vocabulary(find_folder(arguments.student, encoder_files), data.tokenizer)
     return student
 
 
@@ -108,6 +113,23 @@ def check_fit(student: DistilBertConfig, teacher: DistilBertConfig, objective: O
     if student.num_labels != teacher.num_labels:
         raise ValueError(
             f"student and teacher must have the same labels, got {student.num_labels} and {teacher.num_labels}."
+        )
+
+
+def check_vocabulary(student: Path, tokenizer: DistilBertTokenizerFast) -> None:
+    """Refuse a student whose tokens have other ids than its teacher's; without a tokenizer it has none.
+
+    Raises:
+        ValueError: a token has another id. TokenizerError: the tokenizer cannot be read.
+    """
+    if not any((student / name).exists() for name in (TOKENIZER_FILE, VOCABULARY_FILE)):
+        return
+    theirs, ours = DistilBertTokenizerFast.from_pretrained(student).get_vocab(), tokenizer.get_vocab()
+    if theirs != ours:
+        token = min({*theirs.items()} ^ {*ours.items()}, key=lambda entry: entry[::-1])[0]
+        raise ValueError(
+            f"student and teacher must have one vocabulary, but {shown(token)} has the id {theirs.get(token, 'none')} "
+            f"in the student's and {ours.get(token, 'none')} in the teacher's."
         )
 
 

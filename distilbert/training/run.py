@@ -117,7 +117,7 @@ def _distillation(arguments: Any, backend: str, data: Data) -> Models:
     if objective.alpha_task and isinstance(data.task, SentenceEmbedding) and not data.task.paired:
         raise ValueError("alpha_task needs pairs, but the first example has no 'positive': leave out alpha_task.")
     teacher = load_teacher(arguments, backend, objective.head)
-    student = make_student(arguments, backend, objective.head, teacher, objective, data.task.limit)
+    student = make_student(arguments, backend, objective, teacher, data)
     return Models(student, objective, teacher if objective.needs_teacher else None)
 
 
