@@ -2,14 +2,17 @@
 
 A teacher is made from a trained encoder by masked-LM training. Students of half its layers learn from it: with the
 triple loss, without each of its losses, without a teacher, and with it from random weights. Teacher and students are
-then fine-tuned on the sections of packages. Source: Sanh et al. 2019, tables 1 and 4.
-Run it on the files of `tools.package_texts`; it ends with a JSON of every run and a table.
+then fine-tuned on the sections of packages. Source: Sanh et al. 2019, tables 1, 3 and 4.
+Run it on the files of `tools.package_texts`; it ends with a JSON of every run, a table of what the models know, and one
+of what they cost.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -18,7 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from distilbert import DistilBertTokenizerFast
 from distilbert.checkpoint import safely
+from distilbert.pt import DistilBertForSequenceClassification
 
 STUDENTS: dict[str, tuple[str, ...]] = {
     "triple loss": (),
@@ -28,6 +35,7 @@ STUDENTS: dict[str, tuple[str, ...]] = {
     "without teacher": ("--alpha-kl", "0", "--alpha-cos", "0"),
     "random weights": ("--student-init", "random"),
 }
+BATCH, ROUNDS = 32, 21  # texts, and how often each model reads them
 
 
 def main() -> None:
@@ -70,8 +78,10 @@ def study(arguments: argparse.Namespace) -> None:
         }
         for i, (name, model) in enumerate(zip(names, (teacher, *students), strict=True))
     }
-    safely.write_json(out / "study.json", {"seconds": round(time.monotonic() - started), "runs": found})
-    sys.stdout.write(table(found))
+    cost = costs({name: tuned[names.index(name) * len(seeds)] for name in names[:2]}, arguments)
+    seconds = round(time.monotonic() - started)
+    safely.write_json(out / "study.json", {"seconds": seconds, "runs": found, "costs": cost})
+    sys.stdout.write(table(found) + "\n" + cost_table(cost))
 
 
 def together(arguments: argparse.Namespace, runs: Sequence[tuple[Any, ...]]) -> list[Path]:
@@ -98,6 +108,29 @@ def run(
     return out / "model"
 
 
+def costs(models: Mapping[str, Path], arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Of the classifiers in folders: parameters, and milliseconds for a batch of texts, medians of rounds in turn."""
+    loaded = {name: DistilBertForSequenceClassification.from_pretrained(folder) for name, folder in models.items()}
+    tokenizer = DistilBertTokenizerFast.from_pretrained(next(iter(models.values())))
+    with (arguments.texts / "sections-eval.jsonl").open(encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in itertools.islice(lines, BATCH)]
+    inputs = tokenizer(texts, padding=True, truncation=True, max_length=arguments.max_length, return_tensors="pt")
+    times: dict[str, list[float]] = {name: [] for name in loaded}
+    with torch.inference_mode():
+        for name in [*loaded] * ROUNDS:
+            started = time.perf_counter()
+            loaded[name](**inputs)
+            times[name].append(1000 * (time.perf_counter() - started))
+    return {
+        name: {
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "in_layers": sum(parameter.numel() for parameter in model.distilbert.transformer.parameters()),
+            "milliseconds": statistics.median(times[name][1:]),  # the first warms up
+        }
+        for name, model in loaded.items()
+    }
+
+
 def report(folder: Path) -> dict[str, Any]:
     """What a run reported."""
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -114,6 +147,14 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
         rows.append(
             f"| {name} | {words['perplexity']:.2f} | {words['accuracy']:.2%} | {accuracy:.2%} | {accuracy / best:.1%} |"
         )
+    return "\n".join(rows) + "\n"
+
+
+def cost_table(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Parameters and time."""
+    rows = ["| model | parameters | of them in layers | ms for a batch |", "|---|---|---|---|"]
+    for name, of in found.items():
+        rows.append(f"| {name} | {of['parameters']:,.0f} | {of['in_layers']:,.0f} | {of['milliseconds']:.1f} |")
     return "\n".join(rows) + "\n"
 
 
