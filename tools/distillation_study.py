@@ -2,7 +2,8 @@
 
 A teacher is made from a trained encoder by masked-LM training. Students of half its layers learn from it: with the
 triple loss, without each of its losses, without a teacher, and with it from random weights. Teacher and students are
-then fine-tuned on the sections of packages. Source: Sanh et al. 2019, tables 1, 3 and 4.
+then fine-tuned on the sections of packages; the first student also with the fine-tuned teacher beside it.
+Source: Sanh et al. 2019, tables 1 to 4.
 Run it on the files of `tools.package_texts`; it ends with a JSON of every run, a table of what the models know, and one
 of what they cost.
 """
@@ -71,14 +72,21 @@ def study(arguments: argparse.Namespace) -> None:
          arguments.section_epochs, "--learning-rate", "1e-4", "--seed", str(seed))
         for model in (teacher, *students) for seed in seeds
     ])  # fmt: skip
+    by_model = {name: tuned[i * len(seeds) : (i + 1) * len(seeds)] for i, name in enumerate(names)}
+    taught = together(arguments, [
+        ("distill", tutor, students[0].parent / f"taught-{seed}", "text-classification", "sections",
+         arguments.section_epochs, "--learning-rate", "1e-4", "--seed", str(seed), "--student", str(students[0]))
+        for seed, tutor in zip(seeds, by_model["teacher"], strict=True)
+    ])  # fmt: skip
     found = {
-        name: {
-            "masked_lm": report(model.parent),
-            "sections": [report(run.parent) for run in tuned[i * len(seeds) : (i + 1) * len(seeds)]],
-        }
-        for i, (name, model) in enumerate(zip(names, (teacher, *students), strict=True))
+        name: {"masked_lm": report(model.parent), "sections": [report(run.parent) for run in by_model[name]]}
+        for name, model in zip(names, (teacher, *students), strict=True)
     }
-    cost = costs({name: tuned[names.index(name) * len(seeds)] for name in names[:2]}, arguments)
+    found[f"{names[1]}, and taught sections"] = {
+        "masked_lm": found[names[1]]["masked_lm"],
+        "sections": [report(run.parent) for run in taught],
+    }
+    cost = costs({name: by_model[name][0] for name in names[:2]}, arguments)
     seconds = round(time.monotonic() - started)
     safely.write_json(out / "study.json", {"seconds": seconds, "runs": found, "costs": cost})
     sys.stdout.write(table(found) + "\n" + cost_table(cost))
