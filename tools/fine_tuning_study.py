@@ -1,8 +1,8 @@
-"""One fine-tuning in every framework: the section of a package from its description, from a trained encoder.
+"""One training in every framework: the section of a package from its description, from a trained encoder.
 
-Two questions: whether the losses of the first steps are the same numbers, without dropout; and whether the models are
-as good in the end, with dropout and several seeds. Run it on the files of `tools.package_texts`; it ends with a table,
-a JSON and the curves of the first seed.
+Two questions: whether the losses of the first steps are the same numbers, without dropout, in fine-tuning and in
+distillation; and whether the fine-tuned models are as good in the end, with dropout and several seeds. Run it on the
+files of `tools.package_texts`; it ends with a table, a JSON and the curves of the first seed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--max-length", type=int, default=48)
+    parser.add_argument("--teacher", type=Path, help="a trained masked LM, to compare the first steps of distillation")
     parser.add_argument("--curves", type=Path, help="SVG of the curves of the first seed")
     study(parser.parse_args())
 
@@ -40,16 +41,17 @@ def main() -> None:
 def study(arguments: argparse.Namespace) -> None:
     """All runs, and what they show."""
     names: list[str] = arguments.backends.split(",")
-    without = {
-        name: run(arguments, name, "first-steps", "--dropout", "0", "--max-steps", FIRST_STEPS) for name in names
-    }
+    still = ("--dropout", "0", "--max-steps", FIRST_STEPS)
+    first_steps = {name: fine_tune(arguments, name, "first-steps", *still) for name in names}
+    first_distilled = {name: distill(arguments, name, *still) for name in names} if arguments.teacher else {}
     with_dropout = {
-        name: [run(arguments, name, f"seed-{seed}", "--seed", seed) for seed in range(arguments.seeds)]
+        name: [fine_tune(arguments, name, f"seed-{seed}", "--seed", seed) for seed in range(arguments.seeds)]
         for name in names
     }
     found = {
         name: {
-            "first_losses": losses(without[name]),
+            "first_losses": losses(first_steps[name]),
+            "first_distilled": losses(first_distilled[name]) if first_distilled else [],
             "reports": [json.loads((folder / "report.json").read_text()) for folder in with_dropout[name]],
         }
         for name in names
@@ -60,15 +62,29 @@ def study(arguments: argparse.Namespace) -> None:
     sys.stdout.write(table(found))
 
 
-def run(arguments: argparse.Namespace, backend: str, name: str, *options: Any) -> Path:
+def fine_tune(arguments: argparse.Namespace, backend: str, name: str, *options: Any) -> Path:
+    """One fine-tuning on the sections; its folder."""
+    files = [str(arguments.texts / f"sections-{part}.jsonl") for part in ("train", "eval")]
+    return run(
+        arguments, backend, name, "train", arguments.model, "--task", "text-classification", "--train-data", files[0],
+        "--eval-data", files[1], "--epochs", arguments.epochs, *options,
+    )  # fmt: skip
+
+
+def distill(arguments: argparse.Namespace, backend: str, *options: Any) -> Path:
+    """The first steps of one distillation, by the triple loss; its folder."""
+    return run(
+        arguments, backend, "first-distilled", "distill", arguments.teacher, "--task", "masked-lm", "--train-data",
+        arguments.texts / "text-train.jsonl", *options,
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace, backend: str, name: str, kind: str, *options: Any) -> Path:
     """One run; its folder."""
     out = arguments.out / f"{backend}-{name}"
-    files = [str(arguments.texts / f"sections-{part}.jsonl") for part in ("train", "eval")]
     command = [
-        sys.executable, "-m", "distilbert", "train", str(arguments.model), "--task", "text-classification",
-        "--train-data", files[0], "--eval-data", files[1], "--out", str(out), "--backend", backend,
-        "--epochs", str(arguments.epochs), "--max-length", str(arguments.max_length), "--learning-rate", "1e-4",
-        *map(str, options),
+        sys.executable, "-m", "distilbert", kind, *map(str, options), "--out", str(out), "--backend", backend,
+        "--max-length", str(arguments.max_length), "--learning-rate", "1e-4",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own
     sys.stderr.write(f"{out.name}: {done.stdout}{done.stderr}\n")
@@ -83,15 +99,24 @@ def losses(folder: Path) -> list[float]:
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     """Accuracy, time, and how far the first losses are from those of the first framework."""
-    rows = ["| framework | accuracy, mean | of each seed | seconds | first losses differ by |", "|---|---|---|---|---|"]
-    first: Sequence[float] = next(iter(found.values()))["first_losses"]
+    rows = [
+        "| framework | accuracy, mean | of each seed | seconds | first losses differ by | of distillation |",
+        "|---|---|---|---|---|---|",
+    ]
+    first = next(iter(found.values()))
     for name, runs in found.items():
         accuracies = [report["metrics"]["accuracy"] for report in runs["reports"]]
         seconds = statistics.median(report["seconds"] for report in runs["reports"])
-        apart = max(abs(ours - theirs) / theirs for ours, theirs in zip(runs["first_losses"], first, strict=True))
         each = ", ".join(f"{accuracy:.2%}" for accuracy in accuracies)
-        rows.append(f"| {BACKENDS[name]} | {statistics.mean(accuracies):.2%} | {each} | {seconds:.0f} | {apart:.1e} |")
+        differences = [largest_difference(runs[key], first[key]) for key in ("first_losses", "first_distilled")]
+        apart = " | ".join("-" if difference is None else f"{difference:.1e}" for difference in differences)
+        rows.append(f"| {BACKENDS[name]} | {statistics.mean(accuracies):.2%} | {each} | {seconds:.0f} | {apart} |")
     return "\n".join(rows) + "\n"
+
+
+def largest_difference(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
+    """Of losses, relative; None where there are none."""
+    return max((abs(one - other) / other for one, other in zip(ours, theirs, strict=True)), default=None)
 
 
 if __name__ == "__main__":

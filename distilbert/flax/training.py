@@ -288,8 +288,8 @@ def look_up(recipe: Recipe, parameters: Any, rest: Any, inputs: Mapping[str, Arr
 def reseed(model: Any, seed: Array) -> None:
     """Give each dropout of the model its own stream of random numbers, a function of the seed."""
     streams = [module for _, module in nnx.iter_graph(model) if isinstance(module, nnx.RngStream)]
-    for stream, key in zip(streams, jax.random.split(jax.random.key(seed), len(streams)), strict=True):
-        stream.key.set_value(key)
+    for number, stream in enumerate(streams):
+        stream.key.set_value(jax.random.fold_in(jax.random.key(seed), number))
         stream.count.set_value(jnp.zeros((), jnp.uint32))
 
 
