@@ -41,7 +41,7 @@ def plot(runs: Mapping[str, Path], target: Path) -> None:
     figure = require("matplotlib.figure", extra="train", needed_for="drawing curves").Figure
     with matplotlib.rc_context({"svg.hashsalt": "distilbert", "svg.fonttype": "none"}):
         page = figure(figsize=(WIDTH, HEIGHT * len(panels)), layout="constrained")
-        for axes, quantity in zip(page.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        for axes, quantity in zip(page.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels, strict=True):
             _draw(axes, quantity, {run: curve(lines, quantity) for run, lines in found.items()})
         page.axes[-1].set_xlabel("step")
         with safely.write_file(target) as temporary:
