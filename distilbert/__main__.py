@@ -13,7 +13,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "distilbert") ->
     signal.signal(signal.SIGINT, _interrupted)
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that has seen enough ends us quietly, as it does `cat`
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # a closed one is None
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue] - both are text files
     try:
         from distilbert.cli import main as run

@@ -9,7 +9,7 @@ from distilbert.config import DistilBertConfig
 from distilbert.training.arguments import DistillationArguments, TrainingArguments
 from distilbert.training.checkpoints import Checkpoints
 from distilbert.training.data import load_data
-from distilbert.training.models import check_fit, check_length
+from distilbert.training.models import check_fit, check_length, load_model
 from distilbert.training.objective import Objective
 from distilbert.training.teacher_cache import TeacherCache, check_cacheable
 from tools.tiny_runs import HEADS, make_model, write_examples
@@ -47,6 +47,45 @@ def test_paths_may_be_texts():
     )
     assert (given.train_data, given.eval_data) == ((Path("a.jsonl"),), (Path("b.jsonl"),))
     assert (given.out, given.teacher_cache) == (Path("o"), Path("c"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("labels", ["a", "b"], r"labels must be a text, got \['a', 'b'\]"),
+        ("layers", (0,), r"layers must be a text, got \(0,\)"),
+        ("learning_rate", None, "learning_rate must be given, got None"),
+        ("gradient_checkpointing", 1, "gradient_checkpointing must be True or False, got 1"),
+    ],
+)
+def test_values_that_the_command_line_cannot_give_are_refused(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        DistillationArguments(model="m", task="text-classification", train_data="a.jsonl", out="o", **{name: value})
+
+
+def test_labels_keep_the_rows_that_they_had_under_their_names(tmp_path):
+    former = {0: "animals", 1: "colours", 2: "numbers"}
+    model = make_model(tmp_path / "model", HEADS["text-classification"], id2label=former)
+    data = write_examples(tmp_path / "train.jsonl", "text-classification", 12)
+    given = TrainingArguments(model=model, task="text-classification", train_data=data, out=tmp_path / "out")
+    rows = {}
+    for names in (("animals", "colours", "numbers"), ("numbers", "animals", "songs"), ("LABEL_0", "LABEL_1")):
+        loaded = load_model(given, "pt", HEADS[given.task], {"id2label": dict(enumerate(names))})
+        weights = loaded.weights_by_name()
+        rows[names] = dict(zip(names, weights["classifier.weight"], strict=True))
+    first, second, third = rows.values()
+    for name in ("numbers", "animals"):
+        np.testing.assert_array_equal(second[name], first[name])
+    assert np.abs(second["songs"] - first["colours"]).max() > 0.01
+    assert len(third) == 2
+
+
+def test_lists_in_cells_are_several_labels(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text('text,label\nthe cat,"[""animals"",""colours""]"\nthe dog,[]\n')
+    given = arguments(tmp_path, "text-classification", train_data=path)
+    task = load_data(given).task
+    assert (task.problem, task.labels) == ("multi_label_classification", ("animals", "colours"))
 
 
 def test_a_mask_of_nothing_is_refused():

@@ -1,6 +1,7 @@
 """What the command line refuses before a run begins: one line that says what is wrong and where."""
 
 import json
+import shutil
 
 import pytest
 
@@ -110,14 +111,21 @@ def test_a_file_without_examples_is_refused(place, tmp_path, name, content, mess
         (("--class-weights", "animals=2,songs=3"), "class_weights must be balanced, or LABEL=NUMBER"),
         (("--class-weights", "animals=heavy"), "class_weights must be balanced, or LABEL=NUMBER"),
         (("--class-weights", "animals=2,colours"), "class_weights must be balanced, or LABEL=NUMBER"),
-        (("--class-weights", "animals=nan"), "class_weights must be 'balanced' or a finite number of at least 0"),
-        (("--class-weights", "animals=-1"), "class_weights must be 'balanced' or a finite number of at least 0"),
+        (("--class-weights", "animals=nan"), "class_weights must be 'balanced' or a number from 0 to 1e+06"),
+        (("--class-weights", "animals=-1"), "class_weights must be 'balanced' or a number from 0 to 1e+06"),
         (("--max-length", 65), "max_length must be at most the model's 64, got 65."),
         (("--patience", 2), "patience needs eval_data, which is not given."),
         (("--metric", "loss"), "metric needs eval_data, which is not given."),
         (("--stride", 4), "stride is for question-answering: leave it out for text-classification."),
         (("--mask-smoothing", 0), "mask_smoothing is for masked-lm: leave it out for text-classification."),
         (("--task", "multiple-choice"), "labels is for text-classification and token-classification: leave it out"),
+        (("--threads", 100_000), "threads must be a whole number of at least 1 and at most"),
+        (("--devices", 1000), "devices must be a whole number of at least 1 and at most 64, got 1000."),
+        (("--dropout", 1), "dropout must be a number of at least 0 and below 1, got 1.0."),
+        (("--class-weights", "animals=1e300"), "class_weights must be 'balanced' or a number from 0 to 1e+06"),
+        (("--class-weights", "animals=1,animals=2"), "class_weights must be balanced, or LABEL=NUMBER"),
+        (("--field", "text=text", "--field", "text=label"), "field must name each field once, got text=text, text"),
+        (("--problem-type", "multi_label_classification"), "'label' must be a list of labels, got 'animals'."),
         (("--learning-rate", "nan"), "learning_rate must be a number above 0, got nan."),
         (("--task", "poetry"), "task must be one of text-classification"),
         (("--field", "text"), "field must be FIELD=COLUMN"),
@@ -162,6 +170,33 @@ def test_a_teacher_that_does_not_fit_is_refused_at_the_start(place, tmp_path, op
     extra = [part for name, value in options.items() for part in (f"--{name}", value)]
     assert message in one_line(distill(place, tmp_path, *extra, **given))
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["model/model.safetensors", "log.jsonl", "report.json"])
+def test_what_no_run_has_written_is_not_written_over(place, tmp_path, name):
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("precious")
+    found = one_line(train(place, tmp_path, place / "good.jsonl"))
+    assert found == f"{tmp_path / 'run'}: holds {name.split('/')[0]}, and not from a run; choose another folder."
+    assert path.read_text() == "precious"
+
+
+def test_a_run_that_is_done_misses_its_model(place, tmp_path):
+    assert train(place, tmp_path, place / "good.jsonl")[::2] == (0, "")
+    weights = tmp_path / "run" / "model" / "model.safetensors"
+    data = weights.read_bytes()
+    for damage in (
+        lambda: weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1])),
+        lambda: shutil.rmtree(weights.parent),
+    ):
+        damage()
+        message = one_line(train(place, tmp_path, place / "good.jsonl"))
+        assert message.startswith(f"{weights.parent}: the run is done, but its model is gone or damaged (")
+        assert message.endswith(f"to train it again, remove {tmp_path / 'run' / 'checkpoints'}.")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert train(place, tmp_path, place / "good.jsonl")[::2] == (0, "")
+    assert weights.read_bytes() == data
 
 
 def test_classes_can_be_weighed(place, tmp_path):

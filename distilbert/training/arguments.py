@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,7 @@ TASKS = (
 )
 POLICIES = ("stop", "skip")
 LOGIT_POSITIONS = ("masked", "all")
+MOST = 64  # threads, or devices, of a process; threads also four for each processor
 INITIAL = ("teacher", "random")
 WITH_LABELS = ("text-classification", "token-classification")
 
@@ -103,6 +107,7 @@ class TrainingArguments:
 
     def __post_init__(self) -> None:
         self._make_paths()
+        self._check_types()
         self._check_choices()
         self._check_numbers()
         self._check_use()
@@ -111,9 +116,23 @@ class TrainingArguments:
         for entry in self.field:
             if entry.count("=") != 1 or not all(entry.split("=")):
                 raise ValueError(f"field must be FIELD=COLUMN, such as text=title, got {entry!r}.")
+        if len(self.columns) < len(self.field):
+            raise ValueError(f"field must name each field once, got {', '.join(self.field)}.")
+
+    def _check_types(self) -> None:
+        """Refuse None, texts and truth values where the command line could not give them."""
+        for name, hint in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+            if value is None and type(None) not in kinds:
+                raise ValueError(f"{name} must be given, got None.")
+            for kind, text in ((str, "a text"), (bool, "True or False")):
+                if kind in kinds and not isinstance(value, (kind, types.NoneType)):
+                    raise ValueError(f"{name} must be {text}, got {value!r}.")
 
     def _make_paths(self) -> None:
-        """Take texts for paths, and one for several."""
+        """Take texts for paths, and one for several; a model may be named by a path."""
+        object.__setattr__(self, "model", os.fspath(self.model))
         for name in ("train_data", "eval_data"):
             given = getattr(self, name)
             paths = (given,) if isinstance(given, str | Path) else given
@@ -133,17 +152,20 @@ class TrainingArguments:
             check_choice(name, getattr(self, name), allowed)
 
     def _check_numbers(self) -> None:
-        counts = ("min_length", "max_length", "batch_size", "token_budget", "accumulation", "max_steps", "threads")
-        for name in (*counts, "devices", "eval_every", "save_every", "keep", "patience"):
+        counts = ("min_length", "max_length", "batch_size", "token_budget", "accumulation", "max_steps")
+        for name in (*counts, "eval_every", "save_every", "keep", "patience"):
             check_number(name, getattr(self, name), 1, whole=True)
+        check_number("threads", self.threads, 1, max(MOST, 4 * (os.cpu_count() or 1)), whole=True)
+        check_number("devices", self.devices, 1, MOST, whole=True)
         check_number("seed", self.seed, 0, 2**32 - 1, whole=True)
         check_number("stride", self.stride, 0, whole=True)
         for name in ("epochs", "learning_rate", "eps"):
             check_number(name, getattr(self, name), 0, above=True)
-        for name in ("weight_decay", "max_grad_norm", "mask_smoothing"):
+        for name in ("weight_decay", "max_grad_norm"):
             check_number(name, getattr(self, name), 0)
-        for name in ("warmup", "dropout"):
-            check_number(name, getattr(self, name), 0, 1)
+        check_number("mask_smoothing", self.mask_smoothing, 0, 10)
+        check_number("warmup", self.warmup, 0, 1)
+        check_number("dropout", self.dropout, 0, below=1)
         check_number("mask_probability", self.mask_probability, 0, 1, above=True)
         for name in ("beta_1", "beta_2"):
             check_number(name, getattr(self, name), 0, below=1)
@@ -199,6 +221,8 @@ class DistillationArguments(TrainingArguments):
 
     def _make_paths(self) -> None:
         super()._make_paths()
+        if self.student is not None:
+            object.__setattr__(self, "student", os.fspath(self.student))
         if self.teacher_cache is not None:
             object.__setattr__(self, "teacher_cache", Path(self.teacher_cache))
 

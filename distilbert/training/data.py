@@ -130,8 +130,8 @@ def _weighted(task: Task, text: str | None) -> Task:
         pairs = [entry.rsplit("=", 1) for entry in text.split(",")]
         weights = {name.strip(): float(weight) for name, weight in pairs}
     except ValueError:
-        weights = dict[str, float]()
-    if not weights or not {*weights} <= {*names}:
+        pairs, weights = [], dict[str, float]()
+    if not weights or len(weights) < len(pairs) or not {*weights} <= {*names}:
         raise ValueError(
             f"class_weights must be balanced, or LABEL=NUMBER for some of {', '.join(names)}, got {text!r}."
         )

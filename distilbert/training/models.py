@@ -10,13 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from distilbert.backends import load_backend
 from distilbert.checkpoint.hub import find_folder
-from distilbert.checkpoint.opening import open_checkpoint
+from distilbert.checkpoint.opening import open_checkpoint, read_config
+from distilbert.checkpoint.sentence_transformers import read_pooling
 from distilbert.checkpoint.student import Student, parse_layers
 from distilbert.checkpoint.wanted import encoder_files
 from distilbert.config import DistilBertConfig
 from distilbert.errors import CheckpointError
+from distilbert.initialization import initial_weights
 from distilbert.tokenization.checks import shown
 from distilbert.tokenization.fast import DistilBertTokenizerFast
 from distilbert.tokenization.files import TOKENIZER_FILE, VOCABULARY_FILE
@@ -25,6 +29,7 @@ from distilbert.training.data import Data
 from distilbert.training.objective import Objective
 
 OF_TWELVE = (0, 2, 4, 7, 9, 11)
+HEADS_OF_LABELS = ("DistilBertForSequenceClassification", "DistilBertForTokenClassification")
 DROPOUTS = ("dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout")
 
 
@@ -33,7 +38,7 @@ def load_model(arguments: TrainingArguments, backend: str, head: str, settings: 
 
     settings: config fields that the task sets, such as `id2label`.
     """
-    return _load(backend, head, arguments.model, {**settings, **_dropouts(arguments)}, new_head=True)
+    return _load_head(arguments, backend, head, arguments.model, settings)
 
 
 def load_teacher(arguments: DistillationArguments, backend: str, head: str) -> Any:
@@ -60,8 +65,8 @@ def make_student(arguments: DistillationArguments, backend: str, objective: Obje
             fewer positions than rows may have tokens.
     """
     if arguments.student is not None:
-        settings = {"id2label": teacher.config.id2label, **_dropouts(arguments)}
-        student = _load(backend, objective.head, arguments.student, settings, new_head=True)
+        settings = {"id2label": teacher.config.id2label}
+        student = _load_head(arguments, backend, objective.head, arguments.student, settings)
     else:
         student = _cut(arguments, backend, objective.head, teacher)
     check_fit(student.config, teacher.config, objective)
@@ -143,6 +148,33 @@ def check_length(student: DistilBertConfig, longest: int) -> None:
         raise ValueError(
             f"max_length must be at most the student's {student.max_position_embeddings} positions, got {longest}."
         )
+
+
+def _load_head(arguments: TrainingArguments, backend: str, head: str, source: str, settings: Mapping[str, Any]) -> Any:
+    """The model with a head for the labels in `settings`: each keeps the row that it had under its name."""
+    model = _load(backend, head, source, {**settings, **_dropouts(arguments)}, new_head=True)
+    former = read_config(read_pooling(find_folder(source, encoder_files)).encoder).id2label
+    named = former != DistilBertConfig(num_labels=len(former)).id2label
+    if named and head in HEADS_OF_LABELS and former != model.config.id2label:
+        rows = {name: row for row, name in former.items()}
+        model.assign(model.weights_by_name() | _relabelled(model, head, rows, arguments.seed))
+    return model
+
+
+def _relabelled(model: Any, head: str, rows: Mapping[str, int], seed: int) -> dict[str, NDArray[Any]]:
+    """The last layer for the model's labels, each with the row that it had, or a new one.
+
+    rows: of the names in the checkpoint. A layer that is new because their number differs is left as it is.
+    """
+    changed: dict[str, NDArray[Any]] = {}
+    for name in ("classifier.weight", "classifier.bias"):
+        if name not in model.load_report.new:
+            had, found = model.weights_by_name()[name], initial_weights(model.config, head, seed=seed)[name]
+            for number, label in model.config.id2label.items():
+                if label in rows:
+                    found[number] = had[rows[label]]
+            changed[name] = found
+    return changed
 
 
 def _load(backend: str, head: str, source: str, settings: Mapping[str, Any], *, new_head: bool) -> Any:

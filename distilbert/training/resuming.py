@@ -13,11 +13,14 @@ from typing import Any
 
 from distilbert.checkpoint import safely
 from distilbert.errors import TrainingError, escape
+from distilbert.training import logs
 
 Identity = Mapping[str, Any]  # plain JSON values by name
 
 ATTEMPTS_FILE = "attempts.json"
 LONGEST = 40  # characters of a value in a message
+CHECKPOINTS, MODEL, REPORT_FILE, CURVES_FILE = "checkpoints", "model", "report.json", "curves.svg"
+WRITTEN = (CHECKPOINTS, MODEL, REPORT_FILE, CURVES_FILE, logs.NAME)  # what only a run that has begun writes
 MAX_ATTEMPTS = 5  # resumptions at one step, with no checkpoint made in between
 
 
@@ -48,6 +51,17 @@ def difference(name: str, former: Any, current: Any) -> str:
         keys = sorted(key for key in {*former, *current} if former.get(key) != current.get(key))
         return "; ".join(difference(f"{name}.{key}", former.get(key), current.get(key)) for key in keys)
     return f"{name} was {escape(repr(former), LONGEST)} and is {escape(repr(current), LONGEST)}"
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse to write over what no run has written.
+
+    Raises:
+        TrainingError: a file or folder that a run writes is there, and no run has begun there.
+    """
+    there = [name for name in WRITTEN if (folder / name).exists()]
+    if there and not (folder / ATTEMPTS_FILE).exists():
+        raise TrainingError(f"{folder}: holds {', '.join(there)}, and not from a run; choose another folder.")
 
 
 def count_attempt(folder: Path, step: int) -> None:

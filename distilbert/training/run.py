@@ -27,12 +27,13 @@ from numpy.typing import NDArray
 
 from distilbert import __version__
 from distilbert.backends import first_installed, load_backend
-from distilbert.checkpoint import safely
+from distilbert.checkpoint import manifest, safely
 from distilbert.checkpoint.folder import weight_files
 from distilbert.checkpoint.publishing import updated_folder
 from distilbert.checkpoint.saving import write_checkpoint
 from distilbert.checkpoint.sentence_transformers import module_files
-from distilbert.errors import MissingDependencyError
+from distilbert.config import CONFIG_FILE
+from distilbert.errors import CheckpointError, MissingDependencyError, TrainingError
 from distilbert.processors import recommended_threads
 from distilbert.progress import show_progress
 from distilbert.tokenization.files import TokenizerContent
@@ -51,7 +52,16 @@ from distilbert.training.models import load_model, load_teacher, make_student
 from distilbert.training.objective import Objective
 from distilbert.training.planning import Plan
 from distilbert.training.report import Report, hint
-from distilbert.training.resuming import Identity, changed, count_attempt
+from distilbert.training.resuming import (
+    CHECKPOINTS,
+    CURVES_FILE,
+    MODEL,
+    REPORT_FILE,
+    Identity,
+    changed,
+    check_folder,
+    count_attempt,
+)
 from distilbert.training.schedule import learning_rate
 from distilbert.training.store import Store
 from distilbert.training.tasks import SentenceEmbedding
@@ -59,7 +69,6 @@ from distilbert.training.teacher_cache import TaughtTrainer, TeacherCache, check
 from distilbert.training.trainer import Optimization, Session, Trainer
 
 FORMAT = "safetensors"  # of the model
-MODEL, REPORT_FILE, CURVES_FILE = "model", "report.json", "curves.svg"
 PACKAGES = {"pt": "torch", "tf": "tensorflow", "flax": "jax"}
 
 # Arguments that change no number of a run, or are told apart by what they hold and not by their names.
@@ -127,6 +136,7 @@ def _run(arguments: Any, make: Callable[[Any, str, Data], Models]) -> Report:
     threads = arguments.threads or recommended_threads()
     with contextlib.ExitStack() as stack:
         session: Session = stack.enter_context(training.session(threads=threads, devices=arguments.devices))
+        check_folder(arguments.out)
         if session.rank == 0:
             stack.enter_context(locked(arguments.out / ".lock"))
         data = stack.enter_context(contextlib.closing(load_data(arguments)))
@@ -142,7 +152,7 @@ def _run(arguments: Any, make: Callable[[Any, str, Data], Models]) -> Report:
 
 def _optimization(arguments: TrainingArguments) -> Optimization:
     return Optimization(
-        betas=(arguments.beta_1, arguments.beta_2),
+        betas=(float(arguments.beta_1), float(arguments.beta_2)),
         eps=arguments.eps,
         weight_decay=arguments.weight_decay,
         max_grad_norm=arguments.max_grad_norm or None,
@@ -203,7 +213,7 @@ class _Run:
 
     def go(self) -> Report:
         """Go on from where the run stands to its end."""
-        checkpoints = Checkpoints(self.out / "checkpoints", self.arguments.keep, self.identity)
+        checkpoints = Checkpoints(self.out / CHECKPOINTS, self.arguments.keep, self.identity)
         saved = checkpoints.newest()
         start, progress, allowed = 0, None, list[str]()
         if saved is not None:
@@ -211,7 +221,7 @@ class _Run:
             self.trainer.restore(saved.arrays)
             start, progress = saved.step, saved.progress
             if progress["done"] and not allowed and (self.out / REPORT_FILE).exists():
-                return Report(**safely.read_json(self.out / REPORT_FILE))
+                return self._former_report()
             progress = {**progress, "done": progress["done"] and not allowed}  # it may end later now
         if self.writes:
             count_attempt(self.out, start)
@@ -233,6 +243,18 @@ class _Run:
         return self._finish(
             loop, step, loop.progress.tokens - (progress or {}).get("tokens", 0), time.monotonic() - began
         )
+
+    def _former_report(self) -> Report:
+        """What a run that is done has reported."""
+        model = self.out / MODEL
+        try:
+            manifest.read_whole(model, functools.partial(safely.read_json, model / CONFIG_FILE))
+        except (CheckpointError, OSError) as error:
+            raise TrainingError(
+                f"{model}: the run is done, but its model is gone or damaged ({error}); to train it again, remove "
+                f"{self.out / CHECKPOINTS}."
+            ) from None
+        return Report(**safely.read_json(self.out / REPORT_FILE))
 
     def _log(self, start: int, allowed: list[str]) -> Any:
         if not self.writes:
@@ -332,7 +354,7 @@ class _Run:
 
     def _draw(self) -> None:
         try:
-            curves.plot({self.out.name: self.out / logs.NAME}, self.out / CURVES_FILE)
+            curves.plot({self.out.resolve().name: self.out / logs.NAME}, self.out / CURVES_FILE)
         except MissingDependencyError as error:
             warnings.warn(f"There is no {CURVES_FILE}: {error}", stacklevel=2)
 

@@ -233,8 +233,10 @@ class Task(ABC):
 
     def missing(self, record: Record, name: str) -> RecordError:
         """The error of a field that is not there."""
-        there = ", ".join(map(repr, record.values)) or "none"
+        there, value = ", ".join(map(repr, record.values)) or "none", record.values.get(self.column(name))
         detail = f"has no value for {self.column(name)!r}; its fields are {there}."
+        if value not in (None, ""):
+            detail = f"has nothing in {self.column(name)!r} to learn from: {shown(value)}."
         return RecordError(record.path, record.line, f"missing {name}", detail)
 
     def unsaid(self, record: Record, name: str) -> DataError:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from distilbert.config import MAX_LABELS
 from distilbert.errors import DataError
 
+HEAVIEST = 1e6  # weight of a class
 _WHOLE = re.compile(r"-?[0-9]+")
 
 
@@ -84,9 +85,9 @@ def check_class_weights(weights: Sequence[float] | str | None) -> None:
     """
     if weights is None or weights == "balanced":
         return
-    if isinstance(weights, str) or not all(np.isfinite(w) and w >= 0 for w in weights) or not any(weights):
+    if isinstance(weights, str) or not all(0 <= w <= HEAVIEST for w in weights) or not any(weights):
         raise ValueError(
-            f"class_weights must be 'balanced' or a finite number of at least 0 for each class, got {weights}."
+            f"class_weights must be 'balanced' or a number from 0 to {HEAVIEST:g} for each class, got {weights}."
         )
 
 

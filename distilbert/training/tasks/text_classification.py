@@ -206,8 +206,8 @@ class _Seen:
         """Take in one more label."""
         if value is None:
             return
-        self.kinds.setdefault(type(value))
         several = as_list(value)
+        self.kinds.setdefault(type(value) if several is None else list)
         self.width = self.width or (1 if several is None else len(several))
         add_names(self._single, [value])
         add_names(self._several, several or ())
