@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--teacher-epochs", type=float, default=10)
     parser.add_argument("--student-epochs", type=float, default=10)
     parser.add_argument("--section-epochs", type=float, default=3)
+    parser.add_argument("--taught-epochs", type=float, default=6, help="of the sections beside the fine-tuned teacher")
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--token-budget", type=int, default=16384)
     parser.add_argument("--precision", default="bfloat16")
@@ -75,7 +76,7 @@ def study(arguments: argparse.Namespace) -> None:
     by_model = {name: tuned[i * len(seeds) : (i + 1) * len(seeds)] for i, name in enumerate(names)}
     taught = together(arguments, [
         ("distill", tutor, students[0].parent / f"taught-{seed}", "text-classification", "sections",
-         arguments.section_epochs, "--learning-rate", "1e-4", "--seed", str(seed), "--student", str(students[0]))
+         arguments.taught_epochs, "--learning-rate", "1e-4", "--seed", str(seed), "--student", str(students[0]))
         for seed, tutor in zip(seeds, by_model["teacher"], strict=True)
     ])  # fmt: skip
     found = {
