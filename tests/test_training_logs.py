@@ -156,7 +156,8 @@ print(json.dumps([imported, points]))
 def test_without_tensorboard_there_is_a_warning_and_a_log(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("ignore")  # those of other tests' objects, which may be collected just now
+        warnings.simplefilter("always", UserWarning)
         log = Log(tmp_path)
     log.step(1, {"loss": 1.0}, tokens_per_second=3.0)
     log.close()

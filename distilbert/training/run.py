@@ -251,8 +251,8 @@ class _Run:
             manifest.read_whole(model, functools.partial(safely.read_json, model / CONFIG_FILE))
         except (CheckpointError, OSError) as error:
             raise TrainingError(
-                f"{model}: the run is done, but its model is gone or damaged ({error}); to train it again, remove "
-                f"{self.out / CHECKPOINTS}."
+                f"{model}: the run is done, but its model is gone or damaged; remove {CHECKPOINTS} beside it to "
+                f"train it again: {error}"
             ) from None
         return Report(**safely.read_json(self.out / REPORT_FILE))
 
