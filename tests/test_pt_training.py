@@ -13,14 +13,14 @@ from conformance import cases
 from distilbert import pt
 from distilbert.pt import losses, objectives, training
 from distilbert.pt.packed import packed, packing_of
-from distilbert.training.batches import Batch, normalized
+from distilbert.training.batches import normalized
 from distilbert.training.objective import HEAD_OF, Objective
 from distilbert.training.trainer import Optimization
 from tests.predictions import check_predictions
 from tests.support import run_python
+from tests.training_batches import LABELS, ROWS, SEQ, new_batch, same, softmax
 
 STILL = dataclasses.replace(cases.CONFIG, dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0, qa_dropout=0.0)
-ROWS, SEQ, LABELS = 6, 12, 3
 TASKS = tuple(HEAD_OF)
 WITH_CLASSES = [task for task in TASKS if task not in ("regression", "sentence_embedding")]
 
@@ -50,54 +50,8 @@ def new_trainer(task, config=STILL, *, objective=None, teacher=None, **options):
     return training.trainer(new_model(task, config), objective, Optimization(**options), teacher)
 
 
-def new_batch(task, seed=0, rows=ROWS):
-    """Ragged rows with targets for the task, and weights that are not all equal and sum to 1."""
-    draw = np.random.default_rng(seed)
-    leading = (rows, 2) if task == "multiple_choice" else (rows,)
-    lengths = draw.integers(3, SEQ + 1, leading)
-    lengths.flat[0] = SEQ
-    mask = (np.arange(SEQ) < lengths[..., None]).astype(np.int32)
-    ids = (draw.integers(1, STILL.vocab_size, mask.shape) * mask).astype(np.int32)
-    targets, weights = targets_of(task, draw, mask)
-    batch = Batch({"input_ids": ids, "attention_mask": mask}, targets, weights, paired=task == "sentence_embedding")
-    return normalized([batch])[0]
-
-
-def targets_of(task, draw, mask):
-    rows, some = len(mask), draw.uniform(0.5, 1.5, len(mask)).astype(np.float32)
-    hidden = mask.astype(np.float32)
-    if task == "masked_lm":
-        positions = np.flatnonzero(mask)[::3].astype(np.int32)
-        each = draw.uniform(0.5, 1.5, len(positions)).astype(np.float32)
-        labels = draw.integers(0, STILL.vocab_size, len(positions)).astype(np.int32)
-        return {"positions": positions, "labels": labels}, {"labels": each, "logits": each, "hidden": hidden}
-    if task == "sentence_embedding":
-        return {}, {"labels": some[: rows // 2], "hidden": some}
-    if task == "question_answering":
-        ends = {name: draw.integers(0, 3, rows).astype(np.int32) for name in ("start_positions", "end_positions")}
-        return ends, {**dict.fromkeys(ends, some), "logits": some, "hidden": hidden}
-    if task == "token_classification":
-        labels = np.where(mask, draw.integers(0, LABELS, mask.shape), -100).astype(np.int32)
-        return {"labels": labels}, dict.fromkeys(("labels", "logits", "hidden"), hidden)
-    if task in ("multi_label_classification", "regression"):
-        labels = draw.integers(0, 2, (rows, LABELS)).astype(np.float32)
-        each = np.repeat(some[:, None], LABELS, 1)
-        return {"labels": labels}, {"labels": each, "logits": each, "hidden": hidden}
-    labels = draw.integers(0, 2, rows).astype(np.int32)
-    return {"labels": labels}, {"labels": some, "logits": some, "hidden": hidden}
-
-
 def tensors(arrays):
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def softmax(x):
-    return np.exp(x - x.max(-1, keepdims=True)) / np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)
-
-
-def same(one, other):
-    """Whether two states are equal bit for bit."""
-    return one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)
 
 
 def largest_difference(one, other):

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from distilbert.backends import load_backend
 from distilbert.checkpoint.hub import find_folder
 from distilbert.checkpoint.opening import open_checkpoint, read_config
@@ -29,6 +27,7 @@ from distilbert.training.data import Data
 from distilbert.training.objective import Objective
 
 OF_TWELVE = (0, 2, 4, 7, 9, 11)
+LABEL_TENSORS = ("classifier.weight", "classifier.bias")  # a row for each label, in
 HEADS_OF_LABELS = ("DistilBertForSequenceClassification", "DistilBertForTokenClassification")
 DROPOUTS = ("dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout")
 
@@ -153,28 +152,23 @@ def check_length(student: DistilBertConfig, longest: int) -> None:
 def _load_head(arguments: TrainingArguments, backend: str, head: str, source: str, settings: Mapping[str, Any]) -> Any:
     """The model with a head for the labels in `settings`: each keeps the row that it had under its name."""
     model = _load(backend, head, source, {**settings, **_dropouts(arguments)}, new_head=True)
+    if head not in HEADS_OF_LABELS or LABEL_TENSORS[0] in model.load_report.new:
+        return model
     former = read_config(read_pooling(find_folder(source, encoder_files)).encoder).id2label
     named = former != DistilBertConfig(num_labels=len(former)).id2label
-    if named and head in HEADS_OF_LABELS and former != model.config.id2label:
-        rows = {name: row for row, name in former.items()}
-        model.assign(model.weights_by_name() | _relabelled(model, head, rows, arguments.seed))
+    if named and former != model.config.id2label:
+        _relabel(model, head, {name: row for row, name in former.items()}, arguments.seed)
     return model
 
 
-def _relabelled(model: Any, head: str, rows: Mapping[str, int], seed: int) -> dict[str, NDArray[Any]]:
-    """The last layer for the model's labels, each with the row that it had, or a new one.
-
-    rows: of the names in the checkpoint. A layer that is new because their number differs is left as it is.
-    """
-    changed: dict[str, NDArray[Any]] = {}
-    for name in ("classifier.weight", "classifier.bias"):
-        if name not in model.load_report.new:
-            had, found = model.weights_by_name()[name], initial_weights(model.config, head, seed=seed)[name]
-            for number, label in model.config.id2label.items():
-                if label in rows:
-                    found[number] = had[rows[label]]
-            changed[name] = found
-    return changed
+def _relabel(model: Any, head: str, rows: Mapping[str, int], seed: int) -> None:
+    """Give the model's labels the rows that they had, or new ones. rows: by the names in the checkpoint."""
+    weights, new = model.weights_by_name(), initial_weights(model.config, head, seed=seed)
+    for name in LABEL_TENSORS:
+        for number, label in model.config.id2label.items():
+            if label in rows:
+                new[name][number] = weights[name][rows[label]]
+    model.assign(weights | {name: new[name] for name in LABEL_TENSORS})
 
 
 def _load(backend: str, head: str, source: str, settings: Mapping[str, Any], *, new_head: bool) -> Any:
